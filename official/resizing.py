@@ -1,0 +1,51 @@
+"""Resizing on the aligned-corner grid, and the sizes on which every level halves exactly.
+
+With aligned corners the first and last pixels of both grids coincide. A side of d = 32 n + 1 pixels has
+(d - 1) / s + 1 pixels at stride s = 2, 4, ..., 32, and pixel i of that grid is pixel s * i of the image:
+images, labels and every level of a network share one grid.
+"""
+
+from typing import Any
+
+import tensorflow as tf
+
+STRIDE = 32
+
+
+def network_size(side: Any) -> Any:
+    """The smallest 32 n + 1 that is >= side, for side >= 1 (Python int or integer tensor)."""
+    return (side + STRIDE - 2) // STRIDE * STRIDE + 1
+
+
+def sides(x: tf.Tensor) -> tuple[Any, Any]:
+    """Height and width of [N, H, W, ...]: ints where known when the graph is built, else scalars."""
+    dynamic = None
+    found = []
+    for axis in (1, 2):
+        side = x.shape[axis]
+        if side is None:
+            dynamic = tf.shape(x) if dynamic is None else dynamic
+            side = dynamic[axis]
+        found.append(side)
+    return found[0], found[1]
+
+
+def resize_bilinear(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
+    """Bilinear resize of floats [N, H, W, C] to size = (height, width); keeps the dtype."""
+    if sides(x) == tuple(size) and all(isinstance(side, int) for side in size):
+        return x
+    # The kernel returns float32 whatever it is given.
+    resized = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack(size), align_corners=True)
+    return tf.cast(resized, x.dtype)
+
+
+def resize_nearest(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
+    """Nearest-neighbour resize of [N, H, W, C] to size = (height, width); keeps dtype and values."""
+    return tf.raw_ops.ResizeNearestNeighbor(images=x, size=tf.stack(size), align_corners=True)
+
+
+def pad_to_network_size(x: tf.Tensor, value: float) -> tf.Tensor:
+    """Pads [N, H, W, C] at the bottom and right to sides of the form 32 n + 1."""
+    height, width = sides(x)
+    below, right = network_size(height) - height, network_size(width) - width
+    return tf.pad(x, [[0, 0], [0, below], [0, right], [0, 0]], constant_values=value)

@@ -1,0 +1,66 @@
+"""The architecture variables alpha and beta, and their only softmax (paper, Sec. 4.1)."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab import search_space
+
+
+class Architecture(keras.layers.Layer):
+    """Logits of alpha [edges of the cell, operations] and beta [L, 4, 3].
+
+    A layer of its own, outside the super-net: the architecture is one group of variables, the
+    super-net's weights are the other.
+
+    Args:
+        num_layers: L.
+        num_blocks: B.
+        operations: names, the columns of alpha.
+        seed: of the initial values, a standard Gaussian times 1e-3 (Sec. 5.1).
+    """
+
+    def __init__(
+        self, *, num_layers: int, num_blocks: int, operations: tuple[str, ...], seed: int
+    ) -> None:
+        super().__init__(name="architecture")
+        self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
+
+        def logits(name: str, shape: tuple[int, ...], seed: int) -> keras.Variable:
+            initial = keras.initializers.RandomNormal(stddev=1e-3, seed=seed)
+            return self.add_weight(
+                name=name, shape=shape, initializer=initial, dtype="float32", autocast=False
+            )
+
+        edges = search_space.num_cell_edges(num_blocks)
+        self.alpha = logits("alpha", (edges, len(operations)), 2 * seed)
+        self.beta = logits("beta", (num_layers, search_space.NUM_LEVELS, 3), 2 * seed + 1)
+        self._legal = legal_directions(num_layers)
+
+    def probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Normalised alpha and beta, float32, shaped as their logits.
+
+        Every row of alpha sums to 1 (Eqs. 3, 4). In beta, what leaves a node sums to 1 (Eq. 7);
+        directions that do not exist, and rows of nodes that do not, are exactly 0, without gradient.
+        """
+        alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))
+        return alpha, masked_softmax(tf.convert_to_tensor(self.beta), self._legal)
+
+
+def legal_directions(num_layers: int) -> np.ndarray:
+    """Which entries of beta exist: bool [L, 4, 3]."""
+    legal = np.zeros((num_layers, search_space.NUM_LEVELS, 3), bool)
+    for layer, source, level in search_space.edges(num_layers):
+        legal[layer - 1, source, search_space.direction(source, level)] = True
+    return legal
+
+
+def masked_softmax(logits: tf.Tensor, legal: np.ndarray) -> tf.Tensor:
+    """Softmax over the last axis within `legal`; 0 elsewhere, and in rows without a legal entry."""
+    # The mask is on both sides of the exponential: a row of -inf would make NaN, here or in the
+    # gradient. The greatest legal logit is subtracted, so that large logits cannot overflow.
+    lowest = tf.where(legal, logits, tf.fill(tf.shape(logits), logits.dtype.min))
+    top = tf.stop_gradient(tf.reduce_max(lowest, -1, keepdims=True))
+    shifted = tf.where(legal, logits - top, tf.zeros_like(logits))
+    weights = tf.where(legal, tf.exp(shifted), tf.zeros_like(logits))
+    return tf.math.divide_no_nan(weights, tf.reduce_sum(weights, -1, keepdims=True))

@@ -1,0 +1,170 @@
+"""Batch normalisation: one kernel where one device runs, one all-reduce where several do.
+
+The functions return the batch's statistics instead of updating anything, so that a caller may recompute
+a forward pass, or run one that must leave no trace. `PackedNorm` strings many of them together;
+`BatchNorm` is the ordinary layer.
+
+Statistics are those of the *global* batch. The moving variance is the unbiased one (n - 1), as in the
+fused kernels of TensorFlow and in TF1 checkpoints.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Statistics = tuple[tf.Tensor, tf.Tensor]
+
+
+def normalize_batch(
+    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Normalises by the statistics of the global batch.
+
+    Args:
+        x: floats [N, H, W, C], this replica's part of the batch (equally large on every replica).
+        scale: float32 [C].
+        offset: float32 [C].
+        epsilon: added to the variance, at least 1e-5.
+
+    Returns:
+        (y like x, mean float32 [C], unbiased variance float32 [C]); no gradient flows from the two
+        statistics, which are for moving averages.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=x,
+            scale=scale,
+            offset=offset,
+            mean=tf.zeros([0]),
+            variance=tf.zeros([0]),
+            epsilon=epsilon,
+            is_training=True,
+        )
+        return y, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+    wide = tf.cast(x, tf.float32)
+    local = tf.stack([tf.reduce_mean(wide, [0, 1, 2]), tf.reduce_mean(tf.square(wide), [0, 1, 2])])
+    mean, square = tf.unstack(
+        context.all_reduce(tf.distribute.ReduceOp.SUM, local) / context.num_replicas_in_sync
+    )
+    # Rounding can make a constant channel's variance a tiny negative number.
+    variance = tf.nn.relu(square - tf.square(mean))
+    y = normalize(x, scale, offset, mean, variance, epsilon)
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[:3]) * context.num_replicas_in_sync, tf.float32)
+    unbiased = variance * count / tf.maximum(count - 1.0, 1.0)
+    return y, tf.stop_gradient(mean), tf.stop_gradient(unbiased)
+
+
+def normalize(
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    mean: tf.Tensor,
+    variance: tf.Tensor,
+    epsilon: float,
+) -> tf.Tensor:
+    """Normalises floats [N, H, W, C] by given statistics, float32 [C] each; keeps the dtype."""
+    factor = scale * tf.math.rsqrt(variance + epsilon)
+    return x * tf.cast(factor, x.dtype) + tf.cast(offset - mean * factor, x.dtype)
+
+
+def moving_average(variable: Any, value: tf.Tensor, momentum: float) -> None:
+    """variable <- momentum * variable + (1 - momentum) * value."""
+    old = tf.convert_to_tensor(variable.value)
+    variable.assign(old + (value - old) * (1.0 - momentum))
+
+
+class PackedNorm:
+    """Normalises one tensor after another; the moving statistics of all of them are one vector.
+
+    The super-net has thousands of normalisations. Packed, they are a hundred variables, and what a
+    recomputed function has to hand out is two tensors. The order of the calls is the layout.
+
+    Args:
+        epsilon: added to every variance.
+        moving: (mean, variance), float32 [sum of all channels], to normalise by; None to normalise
+            by the batch and collect its statistics.
+    """
+
+    def __init__(self, epsilon: float, moving: Statistics | None = None) -> None:
+        self.epsilon, self._moving = epsilon, moving
+        self._used = 0
+        self._collected: list[Statistics] = []
+
+    def __call__(
+        self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Normalises floats [N, H, W, C]; scale and offset, float32 [C], default to 1 and 0."""
+        channels = x.shape[-1]
+        scale = tf.ones([channels]) if scale is None else scale
+        offset = tf.zeros([channels]) if offset is None else offset
+        if self._moving is not None:
+            mean, variance = self._take(channels)
+            return normalize(x, scale, offset, mean, variance, self.epsilon)
+        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon)
+        self._collected.append((mean, variance))
+        return y
+
+    def nested(self, function: Callable[..., Any], channels: int, *inputs: Any) -> Any:
+        """Runs a function that has a `PackedNorm` of its own, whose layout continues this one.
+
+        Args:
+            function: (*inputs, moving) -> (output, statistics), as `statistics` returns them.
+            channels: how many channels it normalises in all.
+        """
+        if self._moving is not None:
+            return function(*inputs, self._take(channels))[0]
+        output, statistics = function(*inputs, None)
+        self._collected.append(statistics)
+        return output
+
+    def statistics(self) -> Statistics | None:
+        """The batch's (mean, unbiased variance), float32 [sum of channels]; None if not collected."""
+        if self._moving is not None:
+            return None
+        means, variances = zip(*self._collected, strict=True)
+        return tf.concat(means, 0), tf.concat(variances, 0)
+
+    def _take(self, channels: int) -> Statistics:
+        assert self._moving is not None
+        mine = slice(self._used, self._used + channels)
+        self._used += channels
+        return self._moving[0][mine], self._moving[1][mine]
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch normalisation with scale and offset over the last axis of [N, H, W, C].
+
+    Args:
+        momentum: share of the old moving statistics kept at each training call, in [0, 1).
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, *, momentum: float, epsilon: float, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        """Creates gamma, beta and the two moving statistics, float32 [C]."""
+        weight = {"shape": shape[-1:], "dtype": "float32", "autocast": False}
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **weight)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **weight)
+        # Every replica computes the same global statistics, so the first one's value is the value.
+        weight |= {"trainable": False, "aggregation": "only_first_replica"}
+        self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **weight)
+        self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **weight)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns y like x; with `training`, uses the batch's statistics and moves the averages."""
+        scale, offset = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if not training:
+            mean = tf.convert_to_tensor(self.moving_mean)
+            variance = tf.convert_to_tensor(self.moving_variance)
+            return normalize(x, scale, offset, mean, variance, self.epsilon)
+        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon)
+        moving_average(self.moving_mean, mean, self.momentum)
+        moving_average(self.moving_variance, variance, self.momentum)
+        return y

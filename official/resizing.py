@@ -32,7 +32,8 @@ def sides(x: tf.Tensor) -> tuple[Any, Any]:
 
 def resize_bilinear(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
     """Bilinear resize of floats [N, H, W, C] to size = (height, width); keeps the dtype."""
-    if sides(x) == tuple(size) and all(isinstance(side, int) for side in size):
+    old = sides(x)
+    if all(isinstance(side, int) for side in (*old, *size)) and old == tuple(size):
         return x
     # The kernel returns float32 whatever it is given.
     resized = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack(size), align_corners=True)

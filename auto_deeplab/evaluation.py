@@ -1,0 +1,263 @@
+"""Segmentation quality over whole images of any size, at one or several scales."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from official.errors import RunError
+from official.files import write_atomically
+from official.progress import Progress
+from official.resizing import resize_bilinear, sides
+from official.segmentation_metrics import confusion_matrix, summarize
+
+Logits = Callable[[tf.Tensor], tf.Tensor]
+
+
+def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """The network's answer, checked against the number of classes.
+
+    Args:
+      model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
+      images: uint8 or float32 [N, H, W, 3] in 0..255.
+      num_classes: C.
+
+    Returns:
+      float32 logits [N, H, W, C].
+
+    Raises:
+      RunError: the network has another number of classes.
+    """
+    logits = model(tf.cast(images, tf.float32))
+    if logits.shape[-1] != num_classes:
+        raise RunError(
+            f"the network has {logits.shape[-1]} classes, the data {num_classes}: give the "
+            "--data_dir that it was trained on, or another --checkpoint"
+        )
+    return logits
+
+
+def mean_probabilities(
+    model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
+) -> tf.Tensor:
+    """Class probabilities, averaged over scales and, with `flip`, over left and right.
+
+    Every scale is made from the given images, never from another scale. Logits come back to the
+    images' grid before the softmax.
+
+    Args:
+      model, images, num_classes: as in class_logits.
+      scales: factors of the images' sides, > 0.
+      flip: whether to add the mirror image at every scale.
+
+    Returns:
+      float32 [N, H, W, C], summing to 1 over C.
+    """
+    images = tf.cast(images, tf.float32)
+    height, width = sides(images)
+    answers = []
+    for scale in scales:
+        scaled = resize_bilinear(images, (_scaled(height, scale), _scaled(width, scale)))
+        for mirror in (tf.identity, _mirror) if flip else (tf.identity,):
+            logits = mirror(class_logits(model, mirror(scaled), num_classes))
+            answers.append(tf.nn.softmax(resize_bilinear(logits, (height, width))))
+    return tf.add_n(answers) / len(answers)
+
+
+def _scaled(side: Any, scale: float) -> tf.Tensor:
+    # Steps between pixels, not pixels, are scaled: that is what aligned corners make exact.
+    steps = tf.cast(side - 1, tf.float32) * scale
+    return tf.cast(tf.round(steps), tf.int32) + 1
+
+
+def _mirror(x: tf.Tensor) -> tf.Tensor:
+    return tf.reverse(x, [2])
+
+
+class Evaluator:
+    """Evaluates one network on one kind of data, as often as wanted; its graph is made once.
+
+    Args:
+      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any H and W;
+        its variables were made under `strategy`.
+      class_names: C names.
+      ignore_label: the label of void pixels, which do not count.
+      strategy: every replica works on images of its own.
+      scales: factors of the images' sides whose probabilities are averaged. With the one scale 1
+        and no flip, the prediction is the argmax of the logits.
+      flip: whether to average over the mirror images too.
+    """
+
+    def __init__(
+        self,
+        model: Logits,
+        *,
+        class_names: Sequence[str],
+        ignore_label: int,
+        strategy: tf.distribute.Strategy,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        self._model, self._strategy = model, strategy
+        self._class_names, self._ignore_label = list(class_names), ignore_label
+        self._scales, self._flip = [float(scale) for scale in scales], flip
+        # It takes the iterator, not a batch: all image sizes have one type then, and one graph.
+        # Autograph would bury the one line of a RunError.
+        self.step = tf.function(self._step, autograph=False)
+
+    def __call__(self, images: tf.data.Dataset, *, name: str = "evaluate") -> dict[str, Any]:
+        """Evaluates a data set.
+
+        Args:
+          images: of {"image": uint8 [1, H, W, 3], "label": integer [1, H, W], ...}; their number
+            is a multiple of that of the replicas. Copies whose labels are all void may fill the
+            last turn: they change nothing.
+          name: what the progress bar is called.
+
+        Returns:
+          segmentation_metrics.summarize's metrics and num_images: the images with at least one
+          pixel that is not void; scales and flip.
+
+        Raises:
+          RunError: no pixel is labelled, or the network has another number of classes.
+        """
+        confusion, num_images = self._count(images, name)
+        if num_images == 0:
+            raise RunError(
+                f"{name}: none of the images has a labelled pixel (all are void, "
+                f"{self._ignore_label}); choose another --eval_split"
+            )
+        return {
+            **summarize(confusion, self._class_names),
+            "num_images": num_images,
+            "scales": self._scales,
+            "flip": self._flip,
+        }
+
+    def _count(self, images: tf.data.Dataset, name: str) -> tuple[np.ndarray, int]:
+        # Not experimental_distribute_dataset: it would split each batch of one over the replicas.
+        turns = self._strategy.distribute_datasets_from_function(
+            lambda context: images.shard(context.num_input_pipelines, context.input_pipeline_id)
+        )
+        total = int(images.cardinality())
+        num_classes = len(self._class_names)
+        confusion = tf.zeros([num_classes, num_classes], tf.int64)
+        num_images = tf.zeros([], tf.int64)
+
+        def running_miou() -> str:
+            miou = summarize(confusion.numpy(), self._class_names)["miou"]
+            return "no label yet" if miou is None else f"mIoU {miou:.3f}"
+
+        iterator = iter(turns)
+        with Progress(name, total if total >= 0 else None) as progress:
+            while True:
+                try:
+                    turn_confusion, turn_images = self.step(iterator)
+                except tf.errors.OutOfRangeError:
+                    break
+                confusion, num_images = confusion + turn_confusion, num_images + turn_images
+                progress.advance(self._strategy.num_replicas_in_sync, running_miou)
+        return confusion.numpy(), int(num_images)
+
+    def _step(self, iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        confusion, num_images = self._strategy.run(self._count_one, (iterator.get_next(),))
+        return (
+            self._strategy.reduce("SUM", confusion, axis=None),
+            self._strategy.reduce("SUM", num_images, axis=None),
+        )
+
+    def _count_one(self, element: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """One replica's confusion matrix, int64 [C, C], and number of labelled images, int64."""
+        images, labels = element["image"], element["label"]
+        num_classes = len(self._class_names)
+        if self._scales == [1.0] and not self._flip:
+            scores = class_logits(self._model, images, num_classes)
+        else:
+            scores = mean_probabilities(
+                self._model, images, num_classes, scales=self._scales, flip=self._flip
+            )
+        confusion = confusion_matrix(
+            tf.cast(labels, tf.int32),
+            tf.argmax(scores, -1, output_type=tf.int32),
+            num_classes=num_classes,
+            ignore_label=self._ignore_label,
+        )
+        labelled = tf.reduce_any(tf.cast(labels, tf.int32) != self._ignore_label, axis=[1, 2])
+        return confusion, tf.math.count_nonzero(labelled)
+
+
+def evaluate(
+    model: Logits,
+    images: tf.data.Dataset,
+    *,
+    class_names: Sequence[str],
+    ignore_label: int,
+    strategy: tf.distribute.Strategy,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> dict[str, Any]:
+    """Evaluates once; see Evaluator."""
+    evaluator = Evaluator(
+        model,
+        class_names=class_names,
+        ignore_label=ignore_label,
+        strategy=strategy,
+        scales=scales,
+        flip=flip,
+    )
+    return evaluator(images)
+
+
+def class_table(metrics: dict[str, Any]) -> str:
+    """A table of every class' IoU and the means, in percent, for terminal and log."""
+    rows = [
+        (name, "-" if iou is None else f"{100 * iou:.2f}")
+        for name, iou in zip(metrics["class_names"], metrics["per_class_iou"], strict=True)
+    ]
+    means = [
+        (label, f"{100 * metrics[key]:.2f}")
+        for label, key in (
+            ("mIoU", "miou"),
+            ("mIoU, classes present", "miou_present"),
+            ("mean accuracy", "mean_accuracy"),
+            ("pixel accuracy", "pixel_accuracy"),
+        )
+    ]
+    left = max(len(label) for label, _ in [*rows, *means])
+    lines = [f"{label:<{left}}  {value:>6}" for label, value in [("class", "IoU %"), *rows, *means]]
+    rule = "-" * (left + 8)
+    lines = [lines[0], rule, *lines[1 : 1 + len(rows)], rule, *lines[1 + len(rows) :]]
+    if None in metrics["per_class_iou"]:
+        lines.append("-: neither in the labels nor predicted")
+    return "\n".join(lines)
+
+
+def write_metrics(
+    path: str | os.PathLike[str],
+    metrics: dict[str, Any],
+    *,
+    split: str,
+    step: int,
+    checkpoint: str,
+) -> str:
+    """Writes metrics.json, whole or not at all.
+
+    Args:
+      path: the file; an older one is replaced.
+      metrics: an Evaluator's answer.
+      split: the name of the split that was evaluated.
+      step: number of training steps of the network.
+      checkpoint: path of its checkpoint.
+
+    Returns:
+      the same JSON object on one line, without a line break.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    record = {**metrics, "split": split, "step": step, "checkpoint": checkpoint}
+    write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return json.dumps(record, allow_nan=False)

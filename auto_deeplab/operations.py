@@ -1,0 +1,250 @@
+"""The operations of a finished cell (paper, Sec. 3.1) as Keras layers.
+
+Every operation takes [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), filters];
+convolutions have no bias. `OPERATIONS` says which layer a name stands for. In all layers here
+`training=True` means that BN uses the batch's statistics and moves its averages; nothing else
+depends on it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from official.normalization import BatchNorm
+from official.resizing import resize_bilinear, sides
+
+EPSILON = 1e-3
+"""BN's epsilon in stem and cells."""
+
+Shape = tuple[int | None, ...]
+
+
+def scaled_uniform() -> keras.initializers.Initializer:
+    """The initializer of stem and cells: uniform variance scaling 1/3 by fan-in.
+
+    Layers take a function that makes an initializer: one Keras initializer object gives all kernels
+    of one shape the same values.
+    """
+    return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
+
+
+class ConvNorm(keras.layers.Layer):
+    """A dense convolution with SAME padding, then BN; no ReLU.
+
+    Args:
+      filters: output channels.
+      size: side of the kernel.
+      stride, rate: of the convolution; one of them is 1.
+      momentum, epsilon: of BN.
+      initializer: makes the kernel's initializer.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        size: int,
+        *,
+        stride: int = 1,
+        rate: int = 1,
+        momentum: float,
+        epsilon: float = EPSILON,
+        initializer: Callable[[], Any] = scaled_uniform,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.filters, self.size, self.stride, self.rate = filters, size, stride, rate
+        self.initializer = initializer
+        self.norm = BatchNorm(momentum=momentum, epsilon=epsilon, name="norm")
+
+    def build(self, shape: Shape) -> None:
+        """Creates kernel [size, size, C, filters] and BN's variables."""
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.size, self.size, shape[-1], self.filters),
+            initializer=self.initializer(),
+        )
+        self.norm.build((*shape[:-1], self.filters))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        # Not tf.nn.convolution, which unrolls atrous rates into padded copies of the map.
+        x = tf.nn.conv2d(x, self.kernel, self.stride, "SAME", dilations=self.rate)
+        return self.norm(x, training=training)
+
+
+class SeparableNorm(keras.layers.Layer):
+    """ReLU, depthwise convolution (stride or rate), pointwise convolution, one BN."""
+
+    def __init__(
+        self,
+        filters: int,
+        size: int,
+        *,
+        stride: int = 1,
+        rate: int = 1,
+        momentum: float,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.filters, self.size, self.stride, self.rate = filters, size, stride, rate
+        self.norm = BatchNorm(momentum=momentum, epsilon=EPSILON, name="norm")
+
+    def build(self, shape: Shape) -> None:
+        """Creates kernels [size, size, C, 1] and [1, 1, C, filters], and BN's variables."""
+        self.depthwise_kernel = self.add_weight(
+            name="depthwise_kernel",
+            shape=(self.size, self.size, shape[-1], 1),
+            initializer=scaled_uniform(),
+        )
+        self.pointwise_kernel = self.add_weight(
+            name="pointwise_kernel",
+            shape=(1, 1, shape[-1], self.filters),
+            initializer=scaled_uniform(),
+        )
+        self.norm.build((*shape[:-1], self.filters))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        # Not the raw operation: its filter gradient at rate 2 is wrong on CPUs.
+        x = tf.nn.depthwise_conv2d(
+            tf.nn.relu(x),
+            self.depthwise_kernel,
+            [1, self.stride, self.stride, 1],
+            "SAME",
+            dilations=[self.rate, self.rate],
+        )
+        x = tf.nn.conv2d(x, self.pointwise_kernel, 1, "SAME")
+        return self.norm(x, training=training)
+
+
+class SepConv(keras.layers.Layer):
+    """Twice (ReLU, depthwise, pointwise, BN); the stride is the first depthwise convolution's."""
+
+    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
+        super().__init__(name=name)
+        self.first = SeparableNorm(filters, size, stride=stride, momentum=momentum, name="first")
+        self.second = SeparableNorm(filters, size, momentum=momentum, name="second")
+
+    def build(self, shape: Shape) -> None:
+        """Creates the variables of both halves."""
+        self.first.build(shape)
+        self.second.build((*shape[:-1], self.first.filters))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        return self.second(self.first(x, training=training), training=training)
+
+
+class AtrousConv(keras.layers.Layer):
+    """ReLU, one dense convolution of rate 2, BN.
+
+    At stride 2 the map is halved by a bilinear resize and the rate is 1: the taps then lie on the
+    same pixels of the input.
+    """
+
+    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
+        super().__init__(name=name)
+        self.stride = stride
+        self.conv = ConvNorm(
+            filters, size, rate=2 if stride == 1 else 1, momentum=momentum, name="conv"
+        )
+
+    def build(self, shape: Shape) -> None:
+        """Creates the variables of the convolution and its BN."""
+        self.conv.build(shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        return self.conv(downsize(tf.nn.relu(x), self.stride), training=training)
+
+
+class DilConv(keras.layers.Layer):
+    """ReLU, depthwise convolution of rate 2, pointwise, BN (DARTS); stride 2 as in `AtrousConv`."""
+
+    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
+        super().__init__(name=name)
+        self.stride = stride
+        self.conv = SeparableNorm(
+            filters, size, rate=2 if stride == 1 else 1, momentum=momentum, name="conv"
+        )
+
+    def build(self, shape: Shape) -> None:
+        """Creates the variables of the convolutions and their BN."""
+        self.conv.build(shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        return self.conv(downsize(x, self.stride), training=training)
+
+
+class Pool(keras.layers.Layer):
+    """3x3 pooling with SAME padding (which an average leaves out); 1x1, BN if channels change."""
+
+    def __init__(
+        self,
+        pool: Callable[..., tf.Tensor],
+        filters: int,
+        stride: int,
+        momentum: float,
+        name: str,
+    ) -> None:
+        super().__init__(name=name)
+        self.pool, self.filters, self.stride, self.momentum = pool, filters, stride, momentum
+        self.project: ConvNorm | None = None
+
+    def build(self, shape: Shape) -> None:
+        """Creates the 1x1 convolution if there is one."""
+        if shape[-1] != self.filters:
+            self.project = ConvNorm(self.filters, 1, momentum=self.momentum, name="project")
+            self.project.build(shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        x = self.pool(x, 3, self.stride, "SAME")
+        return x if self.project is None else self.project(x, training=training)
+
+
+class SkipConnect(keras.layers.Layer):
+    """Identity; ReLU, 1x1 convolution (stride), BN where the shape changes."""
+
+    def __init__(self, filters: int, stride: int, momentum: float, name: str) -> None:
+        super().__init__(name=name)
+        self.filters, self.stride, self.momentum = filters, stride, momentum
+        self.project: ConvNorm | None = None
+
+    def build(self, shape: Shape) -> None:
+        """Creates the 1x1 convolution if there is one."""
+        if self.stride > 1 or shape[-1] != self.filters:
+            self.project = ConvNorm(
+                self.filters, 1, stride=self.stride, momentum=self.momentum, name="project"
+            )
+            self.project.build(shape)
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
+        return x if self.project is None else self.project(tf.nn.relu(x), training=training)
+
+
+def downsize(x: tf.Tensor, stride: int) -> tf.Tensor:
+    """Bilinear resize of [N, H, W, C] to sides (d - 1) // stride + 1, corners aligned."""
+    if stride == 1:
+        return x
+    height, width = sides(x)
+    return resize_bilinear(x, ((height - 1) // stride + 1, (width - 1) // stride + 1))
+
+
+OPERATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
+    "sep_conv_3x3": partial(SepConv, 3),
+    "sep_conv_5x5": partial(SepConv, 5),
+    "atrous_conv_3x3": partial(AtrousConv, 3),
+    "atrous_conv_5x5": partial(AtrousConv, 5),
+    "dil_conv_3x3": partial(DilConv, 3),
+    "dil_conv_5x5": partial(DilConv, 5),
+    "avg_pool_3x3": partial(Pool, tf.nn.avg_pool2d),
+    "max_pool_3x3": partial(Pool, tf.nn.max_pool2d),
+    "skip_connect": SkipConnect,
+}
+"""The layer of each operation, called with (filters, stride, momentum, name)."""

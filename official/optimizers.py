@@ -1,0 +1,114 @@
+"""SGD and Adam with coupled L2 regularisation, and loss scaling for float16.
+
+Coupled: what enters the update rule is g + l2 * w, the gradient of loss + l2 / 2 * |w|^2. Keras'
+own `weight_decay` is another thing: it shrinks w beside the update, scaled by the rate.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from official import distribution
+
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+
+
+class _CoupledL2:
+    """Adds l2 * w to the gradient of the selected variables; a mix-in for Keras optimizers.
+
+    Keras calls update_step after it has summed the gradients over the replicas, so the term is
+    added once, whatever the number of replicas.
+    """
+
+    def __init__(self, l2: float, decays: Callable[[Any], bool] | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._l2 = l2
+        self._decays = decays
+
+    def build(self, variables: Sequence[Any]) -> None:
+        self._l2_of = [self._l2 if not self._decays or self._decays(v) else 0.0 for v in variables]
+        super().build(variables)  # type: ignore[misc]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        l2 = self._l2_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        if l2:
+            gradient = gradient + l2 * variable
+        super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
+
+
+class _SGD(_CoupledL2, keras.optimizers.SGD):
+    pass
+
+
+class _Adam(_CoupledL2, keras.optimizers.Adam):
+    pass
+
+
+def sgd(
+    learning_rate: LearningRate,
+    momentum: float = 0.9,
+    *,
+    l2: float,
+    decays: Callable[[Any], bool] | None = None,
+) -> keras.optimizers.Optimizer:
+    """SGD with momentum: v <- momentum * v - rate * (g + l2 * w);  w <- w + v.
+
+    Args:
+      learning_rate: a number or a schedule of the number of steps made.
+      momentum: in 0..1.
+      l2: the strength c in g + c * w.
+      decays: which variables are regularised; None for all.
+    """
+    # A fixed name: the paths of the optimizer's variables are what checkpoints know them by.
+    return _SGD(l2, decays, learning_rate=learning_rate, momentum=momentum, name="sgd")
+
+
+def adam(
+    learning_rate: LearningRate, *, l2: float, decays: Callable[[Any], bool] | None = None
+) -> keras.optimizers.Optimizer:
+    """Adam (beta_1 0.9, beta_2 0.999, epsilon 1e-7) fed with g + l2 * w; arguments as in `sgd`."""
+    return _Adam(l2, decays, learning_rate=learning_rate, name="adam")
+
+
+def is_kernel(variable: Any) -> bool:
+    """Whether a variable is a convolution's kernel, not a bias or a BN parameter, by its name."""
+    return "kernel" in variable.path.rsplit("/", 1)[-1]
+
+
+class _LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Loss scaling whose replicas agree on whether a step's gradients are finite."""
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        # Keras looks at one replica's gradients only: an Inf on another one would get through.
+        # After this sum all replicas hold the same values, and the sum that the inner optimizer
+        # forms undoes the division.
+        present = [gradient for gradient in grads if gradient is not None]
+        count = tf.distribute.get_replica_context().num_replicas_in_sync
+        summed = iter(distribution.sum_over_replicas(present))
+        grads = [gradient if gradient is None else next(summed) / count for gradient in grads]
+        super().apply(grads, trainable_variables)
+
+
+def with_loss_scale(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Wraps an optimizer for float16; right on any number of replicas.
+
+    Differentiate optimizer.scale_loss(loss), which changes nothing for an optimizer not wrapped,
+    and give the gradients to optimizer.apply. A step whose gradients hold an Inf or NaN on any
+    replica is skipped on all of them and halves the scale; 2000 good steps in a row double it.
+    A skipped step does not count in optimizer.iterations, on which schedules depend.
+    """
+    return _LossScaleOptimizer(optimizer, name="loss_scale")
+
+
+def rule_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The state of the update rule (momenta, step count): the same variables in every precision."""
+    return getattr(optimizer, "inner_optimizer", optimizer).variables
+
+
+def loss_scale_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """What `with_loss_scale` adds to the state of a built optimizer; [] for one not wrapped."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return []
+    return [optimizer.step_counter, optimizer.dynamic_scale]

@@ -1,0 +1,141 @@
+"""Paired augmentation of an image and its label map: random scale, pad, random crop, random flip.
+
+Everything random is drawn from one stateless seed, so an example looks the same wherever and
+whenever it is made.
+
+Scaling, cropping and flipping only choose, for every row and column of the crop, the row and column
+of the source that it shows. `source_positions` computes them in integers on the aligned-corner
+grid: the image interpolates between the two neighbours of a position and the label takes the nearer
+one. So both follow one grid exactly, and pixels that the crop does not show are never computed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+PAD_VALUE = 127.5  # the centre of the pixels' range: 0 after the network's normalisation
+
+
+class Positions(NamedTuple):
+    """Where the pixels of one axis of the crop lie in the source.
+
+    Attributes:
+      lower, upper: int64 [n], the two neighbouring source pixels.
+      fraction: float32 [n] in 0..1, the weight of `upper`.
+      nearest: int64 [n], the nearer one of both (`upper` when they are equally near).
+      inside: bool [n], False where the crop extends over the scaled image and is padded.
+    """
+
+    lower: tf.Tensor
+    upper: tf.Tensor
+    fraction: tf.Tensor
+    nearest: tf.Tensor
+    inside: tf.Tensor
+
+
+def scaled_side(side: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    """`side` pixels scaled: the nearest integer (halves to even), at least 1; int64."""
+    return tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * scale), tf.int64), 1)
+
+
+def source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> Positions:
+    """Finds pixels of a scaled image in its source, on the aligned-corner grid.
+
+    Pixel p of the scaled image lies at p (side - 1) / (scaled - 1) of the source. Quotient and
+    remainder are integers, so no rounding error can move a label by a pixel.
+
+    Args:
+      side: number of source pixels, int64 scalar >= 1.
+      scaled: number of pixels after scaling, int64 scalar >= 1.
+      places: int64 [n], pixels of the scaled image; those >= scaled are padding.
+    """
+    steps = tf.maximum(scaled - 1, 1)
+    numerator = tf.clip_by_value(places, 0, scaled - 1) * (side - 1)
+    lower = numerator // steps
+    remainder = numerator - lower * steps
+    upper = tf.minimum(lower + 1, side - 1)
+    return Positions(
+        lower=lower,
+        upper=upper,
+        fraction=tf.cast(remainder, tf.float32) / tf.cast(steps, tf.float32),
+        nearest=tf.where(2 * remainder >= steps, upper, lower),
+        inside=places < scaled,
+    )
+
+
+def sample_image(image: tf.Tensor, rows: Positions, columns: Positions) -> tf.Tensor:
+    """Bilinear values of `image` (uint8 [H, W, 3]) at rows x columns: float32 [h, w, 3], 0..255."""
+    # Rows first: they are contiguous, and afterwards only the crop's rows remain.
+    first, last = tf.reduce_min(columns.lower), tf.reduce_max(columns.upper)
+    image = image[:, first : last + 1]
+    columns = columns._replace(lower=columns.lower - first, upper=columns.upper - first)
+    fraction = rows.fraction[:, tf.newaxis, tf.newaxis]
+    above = tf.cast(tf.gather(image, rows.lower), tf.float32)
+    below = tf.cast(tf.gather(image, rows.upper), tf.float32)
+    image = above + (below - above) * fraction
+    fraction = columns.fraction[:, tf.newaxis]
+    left = tf.gather(image, columns.lower, axis=1)
+    right = tf.gather(image, columns.upper, axis=1)
+    image = left + (right - left) * fraction
+    return tf.where(_inside(rows, columns)[..., tf.newaxis], image, PAD_VALUE)
+
+
+def sample_label(
+    label: tf.Tensor, rows: Positions, columns: Positions, ignore_label: int
+) -> tf.Tensor:
+    """Nearest values of `label` (uint8 [H, W]) at rows x columns: int32 [h, w]; padding is void."""
+    label = tf.gather(tf.gather(label, rows.nearest), columns.nearest, axis=1)
+    return tf.where(_inside(rows, columns), tf.cast(label, tf.int32), ignore_label)
+
+
+def augment(
+    image: tf.Tensor,
+    label: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    crop_size: tuple[int, int],
+    scales: Sequence[float],
+    flip: bool,
+    ignore_label: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scales, pads, crops and flips an image and its label alike.
+
+    One of `scales` is chosen uniformly (DeepLab's training: 0.5, 0.75, ..., 2.0). A scaled image
+    smaller than the crop is padded at the bottom and right, image with 127.5 and label with
+    `ignore_label`. The crop's place and, with probability 1/2, the flip follow.
+
+    Args:
+      image: uint8 [H, W, 3].
+      label: uint8 [H, W].
+      seed: int32 or int64 [2]; equal seeds give equal results.
+      crop_size: (height, width) of the result.
+      scales: scale factors > 0; (1.0,) leaves sizes alone.
+      flip: whether to mirror left and right at random.
+      ignore_label: label of padding.
+
+    Returns:
+      Image float32 [height, width, 3], values 0..255, and label int32 [height, width].
+    """
+    draws = tf.random.stateless_uniform([4], seed)
+    scale = tf.gather(tf.constant(scales, tf.float32), tf.cast(draws[0] * len(scales), tf.int32))
+    axes = []
+    for axis, crop in enumerate(crop_size):
+        side = tf.shape(image, tf.int64)[axis]
+        scaled = scaled_side(side, scale)
+        starts = tf.maximum(scaled - crop, 0) + 1
+        start = tf.cast(draws[1 + axis] * tf.cast(starts, tf.float32), tf.int64)
+        places = start + tf.range(crop, dtype=tf.int64)
+        if axis == 1 and flip:
+            places = tf.where(draws[3] < 0.5, places[::-1], places)
+        axes.append(source_positions(side, scaled, places))
+    rows, columns = axes
+    height, width = crop_size
+    return (
+        tf.ensure_shape(sample_image(image, rows, columns), [height, width, 3]),
+        tf.ensure_shape(sample_label(label, rows, columns, ignore_label), [height, width]),
+    )
+
+
+def _inside(rows: Positions, columns: Positions) -> tf.Tensor:
+    return tf.logical_and(rows.inside[:, tf.newaxis], columns.inside[tf.newaxis, :])

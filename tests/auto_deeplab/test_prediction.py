@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from auto_deeplab.prediction import (
+    draw_legend,
+    draw_overlay,
+    find_pictures,
+    predict,
+    read_picture,
+)
+from official.errors import RunError
+
+NAMES = ["sky", "road", "car"]
+PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
+
+
+def stand_in(images: tf.Tensor) -> tf.Tensor:
+    """The brightest channel in the place of a network's answer: class 0 = red, 1, 2 = blue."""
+    return images / 255.0
+
+
+def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def run(inputs, output_dir):
+    return predict(stand_in, str(inputs), str(output_dir), class_names=NAMES, palette=PALETTE)
+
+
+def names_in(directory) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def test_labels_are_indices_in_a_palette_file(tmp_path):
+    image = colours(6, 9)
+    Image.fromarray(image).save(tmp_path / "street.png")
+    (written,) = run(tmp_path / "street.png", tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["legend.png", "street_labels.png", "street_overlay.png"]
+    with Image.open(written) as labels:
+        assert labels.mode == "P"
+        np.testing.assert_array_equal(labels, np.argmax(image, -1))
+        np.testing.assert_array_equal(labels.convert("RGB"), np.array(PALETTE)[np.asarray(labels)])
+    with Image.open(tmp_path / "out" / "street_overlay.png") as overlay:
+        assert (overlay.size, overlay.mode) == ((9, 6), "RGB")
+
+
+def test_folder_keeps_sub_paths_and_its_earlier_answers_are_no_input(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "rome").mkdir(parents=True)
+    Image.fromarray(colours(4, 5)).save(photos / "a.jpg")
+    Image.fromarray(colours(3, 3)).save(photos / "rome" / "a.JPEG")
+    (photos / "notes.txt").write_text("no picture")
+    for _ in range(2):
+        assert len(run(photos, photos / "out")) == 2
+    assert names_in(photos / "out") == [
+        *("a_labels.png", "a_overlay.png", "legend.png"),
+        *("rome/a_labels.png", "rome/a_overlay.png"),
+    ]
+
+
+def test_pattern(tmp_path):
+    photos = tmp_path / "photos [2024]"
+    for city in ("rome", "oslo"):
+        (photos / city).mkdir(parents=True)
+        Image.fromarray(colours(2, 2)).save(photos / city / "x.png")
+        Image.fromarray(colours(2, 2)).save(photos / city / "y.png")
+    pattern = str(photos).replace("[", "[[]") + "/*/x.png"
+    assert [name for _, name in find_pictures(str(photos), "out")] == [
+        *("oslo/x", "oslo/y", "rome/x", "rome/y")
+    ]
+    # Its first wildcard is in the folder's own name.
+    assert [name for _, name in find_pictures(pattern, "out")] == [
+        *("photos [2024]/oslo/x", "photos [2024]/rome/x")
+    ]
+    assert [name for _, name in find_pictures(f"{tmp_path}/**/y.png", "out")] == [
+        *("photos [2024]/oslo/y", "photos [2024]/rome/y")
+    ]
+
+
+def test_same_name_twice_is_an_error_before_anything_is_written(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(colours(2, 2)).save(tmp_path / name)
+    with pytest.raises(RunError, match=r"a\.jpg and .*a\.png"):
+        run(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inputs", ["nowhere", "*.gif", "empty"])
+def test_no_match_names_the_pattern(tmp_path, inputs):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError) as caught:
+        run(tmp_path / inputs, tmp_path / "out")
+    assert str(tmp_path / inputs) in str(caught.value)
+
+
+def test_a_truncated_picture_is_named_and_those_before_stay(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in "abc":
+        Image.fromarray(colours(40, 40)).save(photos / f"{name}.png")
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"b\.png"):
+        run(photos, out)
+    assert names_in(out) == ["a_labels.png", "a_overlay.png", "legend.png"]
+    Image.open(out / "a_labels.png").load()
+
+
+def test_output_directory_that_is_a_file(tmp_path):
+    Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunError, match="out"):
+        run(tmp_path / "a.png", tmp_path / "out")
+
+
+def test_classes_that_are_not_the_networks(tmp_path):
+    Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
+    options = {"class_names": NAMES[:2], "palette": PALETTE[:2]}
+    with pytest.raises(RunError, match="has 3 classes, the data 2"):
+        predict(stand_in, str(tmp_path / "a.png"), str(tmp_path / "out"), **options)
+
+
+def test_every_kind_of_picture_becomes_rgb(tmp_path):
+    image = colours(3, 4)
+    grey, alpha = image[..., 0], image[..., :1]
+    shown_grey = grey[..., None].repeat(3, -1)
+
+    def read(picture: Image.Image, form: str = "png", **options) -> np.ndarray:
+        picture.save(tmp_path / "picture", form, **options)
+        return read_picture(tmp_path / "picture")
+
+    np.testing.assert_array_equal(read(Image.fromarray(image)), image)
+    np.testing.assert_array_equal(read(Image.fromarray(grey)), shown_grey)
+    # 16 bits: v * 256 + anything below is v.
+    deep = grey.astype(np.uint16) * 256 + 255
+    np.testing.assert_array_equal(read(Image.fromarray(deep)), shown_grey)
+    transparent = Image.fromarray(np.concatenate([image, alpha], -1))
+    np.testing.assert_array_equal(read(transparent), image)
+    two = Image.fromarray(np.concatenate([image[..., :1], alpha], -1), "LA")
+    np.testing.assert_array_equal(read(two), shown_grey)
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    palette = Image.fromarray(indices)
+    palette.putpalette([value for colour in PALETTE for value in colour])
+    np.testing.assert_array_equal(read(palette), np.array(PALETTE)[indices])
+    black_white = Image.fromarray(grey > 127)
+    np.testing.assert_array_equal(read(black_white)[..., 0], 255 * (grey > 127))
+    # CMYK of no ink but black K: RGB = 255 - K; JPEG of one flat colour is exact to a level or two.
+    ink = Image.new("CMYK", (8, 8), (0, 0, 0, 55))
+    np.testing.assert_allclose(read(ink, "jpeg", quality=95), np.full((8, 8, 3), 200), atol=2)
+
+
+def test_the_cameras_rotation_mark_is_obeyed(tmp_path):
+    image = colours(3, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.rot90(image, -1))
+
+
+def test_sixteen_bits_read_as_in_tensorflow(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (5, 6), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    trained_on = tf.io.decode_png((tmp_path / "deep.png").read_bytes(), channels=3)
+    np.testing.assert_array_equal(read_picture(tmp_path / "deep.png"), trained_on)
+
+
+def test_overlay_is_half_colour_and_light_borders():
+    image = np.full((4, 6, 3), 100, np.uint8)
+    labels = np.array([[0, 0, 0, 1, 1, 1]] * 4)
+    overlay = draw_overlay(image, labels, np.array(PALETTE, np.uint8))
+    # Half of 100 and half of (70, 130, 180); of (128, 64, 128).
+    assert overlay[1, 1].tolist() == [85, 115, 140]
+    assert overlay[1, 4].tolist() == [114, 82, 114]
+    # The border pixel: a quarter of (114, 82, 114) and three quarters of 255, rounded.
+    assert overlay[1, 3].tolist() == [220, 212, 220]
+    assert (overlay == overlay[:1]).all()
+
+
+@pytest.mark.parametrize("classes", [1, 19, 256])
+def test_legend_shows_every_colour_and_holds_every_name(classes):
+    palette = np.unique(colours(40, 40).reshape(-1, 3), axis=0)[:classes]
+    names = [f"class {index}" for index in range(classes)]
+    drawn = draw_legend(names, palette)
+    shown = {colour for _, colour in drawn.getcolors(drawn.width * drawn.height)}
+    assert {tuple(colour) for colour in palette.tolist()} <= shown
+    legend = np.asarray(drawn)
+    for side in (legend[0], legend[-1], legend[:, 0], legend[:, -1]):
+        assert (side == 255).all()  # nothing is cut off
+    longer = draw_legend([name + " with a long name" for name in names], palette)
+    assert longer.width > drawn.width

@@ -1,0 +1,15 @@
+"""Every test process has two logical CPUs, so that tests can run two replicas without GPUs."""
+
+import pytest
+import tensorflow as tf
+
+# Possible only before TensorFlow starts, so it is done for all tests. Nothing else changes by it.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session")
+def two_replicas() -> tf.distribute.Strategy:
+    # One for all tests: the collective operations of two strategies in one process collide.
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -1,0 +1,386 @@
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from official import checkpoints, distribution, optimizers
+from official.checkpoints import Checkpoints
+from official.errors import RunError
+from tests import replicas
+
+
+class Net(keras.Model):
+    """Layers in nested lists: what tf.train.Checkpoint(model=...) loses."""
+
+    def __init__(self, filters=3, layers=2):
+        super().__init__(name="net")
+        self.grid = [
+            [
+                keras.layers.Conv2D(filters, 3, padding="same", name=f"conv_{i}_{j}")
+                for j in range(2)
+            ]
+            for i in range(layers)
+        ]
+        self.norm = keras.layers.BatchNormalization(name="norm.of_net")
+        self.build((None, 5, 5, 2))
+
+    def build(self, shape):
+        for row in self.grid:
+            for layer in row:
+                layer.build(shape)
+                shape = layer.compute_output_shape(shape)
+        self.norm.build(shape)
+        self.built = True
+
+    def call(self, x):
+        for row in self.grid:
+            for layer in row:
+                x = layer(x)
+        return self.norm(x, training=True)
+
+
+def everything(seed, filters=3, layers=2):
+    """A network with its optimizer, every variable with random values."""
+    keras.utils.set_random_seed(seed)
+    net = Net(filters, layers)
+    optimizer = optimizers.sgd(0.1, l2=1e-4)
+    optimizer.build(net.trainable_variables)
+    groups = {"weights": net.variables, "optimizer": optimizer.variables}
+    rng = np.random.default_rng(seed)
+    for variable in all_of(groups):
+        variable.assign(
+            rng.integers(1, 100, variable.shape)
+            if variable.dtype == "int64"
+            else rng.normal(size=variable.shape).astype(np.float32)
+        )
+    return net, optimizer, groups
+
+
+def all_of(groups):
+    return [variable for variables in groups.values() for variable in variables]
+
+
+def values_of(groups):
+    return [variable.numpy() for variable in all_of(groups)]
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_all_differ(left, right):
+    for a, b in zip(left, right, strict=True):
+        assert not np.array_equal(a, b)
+
+
+def test_restores_every_variable_of_a_differently_initialised_model(tmp_path):
+    _, _, saved = everything(1)
+    # 4 convolutions' kernels and biases, BN's 4; momenta of the 8 + 2 trainable ones, 2 scalars.
+    assert len(saved["weights"]) == 12 and len(saved["optimizer"]) == 12
+    assert Checkpoints(str(tmp_path), saved).save(7) == str(tmp_path / "ckpt-7")
+    _, _, other = everything(2)
+    assert_all_differ(values_of(saved), values_of(other))
+    assert Checkpoints(str(tmp_path), other).restore() == 7
+    assert_equal(values_of(saved), values_of(other))
+
+
+def test_without_a_checkpoint_the_step_is_0(tmp_path):
+    _, _, groups = everything(1)
+    before = values_of(groups)
+    run = Checkpoints(str(tmp_path / "not" / "there"), groups)
+    assert run.latest() is None
+    assert run.restore() == 0
+    assert_equal(values_of(groups), before)
+    with pytest.raises(RunError, match="no checkpoint in"):
+        run.restore(str(tmp_path))
+    with pytest.raises(RunError, match=r"no checkpoint .*ckpt-9: "):
+        run.restore(str(tmp_path / "ckpt-9"))
+
+
+def test_keeps_the_newest_and_restores_any_of_them(tmp_path):
+    _, _, groups = everything(1)
+    run = Checkpoints(str(tmp_path), groups, keep=2)
+    variable = groups["weights"][0]
+    for step in (10, 20, 30):
+        variable.assign(tf.fill(variable.shape, float(step)))
+        run.save(step)
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-20.index",
+        "ckpt-30.index",
+    ]
+    # By prefix, by the index file's name, by directory, and the newest of the run.
+    for path, step in (
+        (tmp_path / "ckpt-20", 20),
+        (tmp_path / "ckpt-20.index", 20),
+        (tmp_path, 30),
+        (None, 30),
+    ):
+        assert run.restore(path and str(path)) == step
+        assert variable.numpy().flat[0] == step
+    # A new object goes on where the old one stopped, and still deletes the old ones.
+    Checkpoints(str(tmp_path), groups, keep=2).save(40)
+    assert sorted(path.name for path in tmp_path.glob("*.index")) == [
+        "ckpt-30.index",
+        "ckpt-40.index",
+    ]
+
+
+def test_a_step_is_not_saved_twice(tmp_path):
+    _, _, groups = everything(1)
+    run = Checkpoints(str(tmp_path), groups)
+    path = Path(run.save(5) + ".index")
+    before = path.stat().st_mtime_ns
+    assert run.save(5) == str(tmp_path / "ckpt-5")
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", [None, "", "not what TensorFlow writes"])
+def test_the_file_that_names_the_newest_is_lost(tmp_path, content):
+    _, _, groups = everything(1)
+    run = Checkpoints(str(tmp_path), groups)
+    for step in (5, 10):  # in the order of the alphabet, ckpt-5 would be the last
+        run.save(step)
+    (tmp_path / "checkpoint").unlink()
+    if content is not None:
+        (tmp_path / "checkpoint").write_text(content)
+    assert Checkpoints(str(tmp_path), groups).restore() == 10
+    assert checkpoints.find(str(tmp_path)) == str(tmp_path / "ckpt-10")
+
+
+def test_a_moved_directory(tmp_path):
+    _, _, groups = everything(1)
+    Checkpoints(str(tmp_path / "a"), groups).save(3)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert checkpoints.restore(str(tmp_path / "b"), groups) == 3
+
+
+def test_weights_alone(tmp_path):
+    _, _, saved = everything(1)
+    Checkpoints(str(tmp_path), saved).save(3)
+    _, _, other = everything(2)
+    optimizer = [variable.numpy() for variable in other["optimizer"]]
+    assert checkpoints.restore(str(tmp_path), {"weights": other["weights"]}) == 3
+    assert_equal(values_of({"": saved["weights"]}), values_of({"": other["weights"]}))
+    assert_equal(values_of({"": other["optimizer"]}), optimizer)
+
+
+def test_an_optional_group_may_be_missing_as_a_whole_only(tmp_path):
+    zero, one, two = (tf.Variable(0.0, name=name) for name in ("zero", "one", "two"))
+    Checkpoints(str(tmp_path / "a"), {"g": [zero]}).save(1)
+    Checkpoints(str(tmp_path / "b"), {"g": [zero], "scale": [one]}).save(1)
+    groups = {"g": [zero], "scale": [one, two]}
+    assert checkpoints.restore(str(tmp_path / "a"), groups, optional=["scale"]) == 1
+    assert checkpoints.restore(str(tmp_path / "b"), {"g": [zero], "scale": []}, optional=["scale"])
+    for path, optional, lacking in (("a", [], 2), ("b", ["scale"], 1)):
+        with pytest.raises(RunError, match=rf"{lacking} variable\(s\) that it lacks \(.*two"):
+            checkpoints.restore(str(tmp_path / path), groups, optional=optional)
+
+
+@pytest.mark.parametrize(
+    ("filters", "layers", "message"),
+    [
+        # 3 more rows would be 3 * 2 * 2 variables, and as many momenta.
+        (3, 5, r"24 variable\(s\) that it lacks \(weights: net/conv_2_0/kernel, .*, \.\.\.\)"),
+        (3, 1, r"8 variable\(s\) that only it has \(weights: net/conv_1_0/bias, "),
+        (
+            4,
+            2,
+            r"of another shape .*weights: net/conv_0_0/kernel \(3, 3, 2, 3\), not \(3, 3, 2, 4\)",
+        ),
+    ],
+)
+def test_another_network(tmp_path, filters, layers, message):
+    _, _, saved = everything(1)
+    run = Checkpoints(str(tmp_path), saved)
+    run.save(3)
+    _, _, other = everything(2, filters, layers)
+    before = values_of(other)
+    with pytest.raises(RunError, match=message) as caught:
+        checkpoints.restore(str(tmp_path), other)
+    assert "\n" not in str(caught.value) and str(tmp_path / "ckpt-3") in str(caught.value)
+    assert_equal(values_of(other), before)
+
+
+def test_another_type(tmp_path):
+    Checkpoints(str(tmp_path), {"g": [tf.Variable(1, name="v")]}).save(1)
+    with pytest.raises(RunError, match="g: v int32, not float32"):
+        checkpoints.restore(str(tmp_path), {"g": [tf.Variable(1.0, name="v")]})
+
+
+def test_paths_must_be_unique_within_a_group(tmp_path):
+    twins = [tf.Variable(1.0, name="a/v"), tf.Variable(2.0, name="a/v")]
+    with pytest.raises(ValueError, match=r"'g'.*a/v"):
+        Checkpoints(str(tmp_path), {"g": twins})
+    with pytest.raises(ValueError, match="several groups"):
+        Checkpoints(str(tmp_path), {"g": twins[:1], "h": twins[:1]})
+    Checkpoints(str(tmp_path), {"g": twins[:1], "h": twins[1:]}).save(1)
+    twins[0].assign(5.0)
+    checkpoints.restore(str(tmp_path), {"g": twins[:1], "h": twins[1:]})
+    assert [float(v) for v in twins] == [1.0, 2.0]
+
+
+def damage(path, how):
+    # Early in the file: its end is a description of the objects, which restoring does not need.
+    content = bytearray(path.read_bytes())
+    place = len(content) // 8
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(content[:place])
+    else:
+        content[place] ^= 0xFF
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["ckpt-4.index", "ckpt-4.data-00000-of-00001"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "a flipped bit"])
+def test_a_damaged_checkpoint_changes_nothing(tmp_path, file, how):
+    _, _, saved = everything(1)
+    Checkpoints(str(tmp_path), saved).save(4)
+    damage(tmp_path / file, how)
+    _, _, other = everything(2)
+    before = values_of(other)
+    with pytest.raises(RunError, match=re.escape(str(tmp_path))) as caught:
+        checkpoints.restore(str(tmp_path / "ckpt-4"), other)
+    assert "\n" not in str(caught.value)
+    assert_equal(values_of(other), before)
+
+
+def test_not_a_checkpoint_of_this_project(tmp_path):
+    path = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "other"))
+    with pytest.raises(RunError, match=r"other .*not written by this project"):
+        checkpoints.restore(path, {"g": []})
+
+
+def test_saving_fails_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    _, _, groups = everything(1)
+    with pytest.raises(RunError, match=r"cannot save the checkpoint of step 1 in .*file"):
+        Checkpoints(str(tmp_path / "file" / "run"), groups).save(1)
+
+
+def test_loss_scaled_and_plain_optimizers_share_their_state(tmp_path):
+    def optimizer(wrap):
+        variable = keras.Variable(np.float32([1, 2]), name="kernel")
+        result = wrap(optimizers.sgd(0.1, l2=0.0))
+        result.build([variable])
+        result.apply([tf.constant([1.0, 1.0])])
+        return result
+
+    def groups(result):
+        return {
+            "optimizer": optimizers.rule_variables(result),
+            "loss_scale": optimizers.loss_scale_variables(result),
+        }
+
+    plain, scaled = optimizer(lambda result: result), optimizer(optimizers.with_loss_scale)
+    assert len(groups(plain)["optimizer"]) == 3  # iteration, learning rate, one momentum
+    assert len(groups(scaled)["loss_scale"]) == 2
+    scaled.dynamic_scale.assign(8.0)
+    for name, saved, other in (("a", scaled, plain), ("b", plain, scaled), ("c", scaled, scaled)):
+        wanted = values_of({"": groups(saved)["optimizer"]})
+        Checkpoints(str(tmp_path / name), groups(saved)).save(1)
+        for variable in groups(other)["optimizer"]:
+            variable.assign(tf.zeros_like(variable))
+        checkpoints.restore(str(tmp_path / name), groups(other), optional=["loss_scale"])
+        assert_equal(values_of({"": groups(other)["optimizer"]}), wanted)
+    assert scaled.dynamic_scale.numpy() == 8.0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_between_one_device_and_two_replicas(tmp_path, two_replicas, inside):
+    with two_replicas.scope():
+        _, _, mirrored = everything(1)
+    _, _, single = everything(2)
+    wanted = values_of(single)
+
+    def restore(path, groups):
+        if not inside:
+            return checkpoints.restore(path, groups)
+        with two_replicas.scope():
+            return checkpoints.restore(path, groups)
+
+    Checkpoints(str(tmp_path / "one"), single).save(3)
+    assert restore(str(tmp_path / "one"), mirrored) == 3
+    for replica in range(2):
+        copies = [
+            two_replicas.experimental_local_results(v.value)[replica].numpy()
+            for v in all_of(mirrored)
+        ]
+        assert_equal(copies, wanted)
+    if inside:
+        with two_replicas.scope():
+            Checkpoints(str(tmp_path / "two"), mirrored).save(4)
+    else:
+        Checkpoints(str(tmp_path / "two"), mirrored).save(4)
+    _, _, single = everything(5)
+    assert checkpoints.restore(str(tmp_path / "two"), single) == 4
+    assert_equal(values_of(single), wanted)
+
+
+def train(directory, path, seed):
+    """Goes on from the checkpoint `path` to step 4, saving every second one; returns all values."""
+    distribution.make_deterministic(seed)
+    net, optimizer, groups = everything(seed)
+    run = Checkpoints(directory, groups)
+    for step in range(run.restore(path), 4):
+        x = tf.random.stateless_normal([2, 5, 5, 2], [0, step])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(net(x) ** 4)
+        optimizer.apply(tape.gradient(loss, net.trainable_variables))
+        if step % 2 == 1:
+            run.save(step + 1)
+    return values_of(groups)
+
+
+def test_resuming_in_a_new_process_gives_the_same_bits(tmp_path):
+    whole = replicas.run_in_new_process(train, str(tmp_path), None, 1)
+    # With another seed: all of the state must come from the checkpoint.
+    resumed = replicas.run_in_new_process(train, str(tmp_path), str(tmp_path / "ckpt-2"), 9)
+    assert_equal(whole, resumed)
+    assert len(whole) == 24
+
+
+def save_forever(directory):
+    """Saves steps 1, 2, ... with all values equal to the step, until killed."""
+    variables = [tf.Variable(tf.zeros([1_000_000]), name=f"v{i}") for i in range(4)]
+    run = Checkpoints(directory, {"g": variables}, keep=2)
+    step = run.restore()
+    while True:
+        step += 1
+        for variable in variables:
+            variable.assign(tf.fill(variable.shape, float(step)))
+        run.save(step)
+
+
+def test_killed_while_saving(tmp_path):
+    variables = [tf.Variable(tf.zeros([1_000_000]), name=f"v{i}") for i in range(4)]
+    process = replicas.start_in_new_process(save_forever, str(tmp_path))
+    try:
+        deadline = time.monotonic() + 120
+        # Kill it in the middle: the temporary folder is there.
+        while not (tf.train.latest_checkpoint(tmp_path) and list(tmp_path.glob("*_temp"))):
+            assert process.poll() is None and time.monotonic() < deadline
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    stale = tmp_path / "ckpt-99999_temp"  # for certain, whatever the kill left
+    stale.mkdir()
+    run = Checkpoints(str(tmp_path), {"g": variables}, keep=2)
+    assert not list(tmp_path.glob("*_temp"))
+    step = run.restore()
+    assert step >= 1
+    for variable in variables:
+        np.testing.assert_array_equal(variable, np.full(1_000_000, step, np.float32))
+    run.save(step + 1)
+    assert run.restore() == step + 1

@@ -1,0 +1,248 @@
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from official import input_pipeline
+from official.errors import RunError, UsageError
+from official.input_pipeline import check_crop_size, eval_images, split_halves, train_batches
+from official.records import read_description
+from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
+from tfrecords_tools.convert import convert
+
+AUGMENTED = {"crop_size": (33, 41), "scales": (0.5, 1.0, 1.5), "flip": True}
+# With these the red channel of every pixel is the number of the record.
+PLAIN = {"crop_size": (5, 7), "scales": (1.0,), "flip": False}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pipeline")
+    write_cityscapes(root / "source", train=7, val=5)
+    convert("cityscapes", str(root / "source"), str(root / "data"))
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
+def description(data_dir):
+    return read_description(str(data_dir))
+
+
+@pytest.fixture
+def copy(data_dir, tmp_path):
+    return shutil.copytree(data_dir, tmp_path / "copy")
+
+
+def take(dataset, count):
+    return [{k: v.numpy() for k, v in batch.items()} for batch in dataset.take(count)]
+
+
+def record_numbers(batches):
+    return [batch["image"][:, 0, 0, 0].astype(int).tolist() for batch in batches]
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            assert np.array_equal(batch[key], other[key]), key
+
+
+def test_batches_have_the_promised_form(description):
+    dataset = train_batches(description, "train", seed=0, batch_size=3, **AUGMENTED)
+    spec = dataset.element_spec
+    assert spec["image"] == tf.TensorSpec((3, 33, 41, 3), tf.float32)
+    assert spec["label"] == tf.TensorSpec((3, 33, 41), tf.int32)
+    assert spec["number"] == tf.TensorSpec((3,), tf.int64)
+    batches = take(dataset, 5)
+    assert np.concatenate([batch["number"] for batch in batches]).tolist() == list(range(15))
+    labels = set(np.unique([batch["label"] for batch in batches]).tolist())
+    assert labels == {*range(19), 255}
+
+
+def test_an_epoch_takes_every_record_at_most_once_in_its_own_order(description):
+    # 7 records in batches of 3: 2 steps per epoch, one record is left out.
+    assert input_pipeline.steps_per_epoch(7, 3) == 2
+    dataset = train_batches(description, "train", seed=0, batch_size=3, **PLAIN)
+    epochs = np.reshape(record_numbers(take(dataset, 2 * 30)), (30, 6))
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 6 and set(epoch.tolist()) <= set(range(7))
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) > 25
+    assert set(epochs.ravel().tolist()) == set(range(7))  # another one is left out each time
+
+
+def test_start_step_continues_the_same_stream_bit_for_bit(description):
+    options = {"seed": 4, "batch_size": 3, **AUGMENTED}
+    batches = take(train_batches(description, "train", **options), 9)
+    for start in (1, 2, 5):
+        later = take(train_batches(description, "train", start_step=start, **options), 4)
+        assert_equal(later, batches[start : start + 4])
+
+
+def test_seed_and_stream_change_order_and_augmentation(description):
+    def batches(seed, stream):
+        options = {"seed": seed, "stream": stream, "batch_size": 7, **AUGMENTED}
+        return take(train_batches(description, "train", **options), 2)
+
+    base = batches(0, 0)
+    assert_equal(base, batches(0, 0))
+    for other in (batches(1, 0), batches(0, 1)):
+        assert not np.array_equal(base[0]["image"], other[0]["image"])
+    # The streams of one seed are no shifted or swapped copies of those of another.
+    assert not np.array_equal(batches(1, 0)[0]["image"], batches(0, 1)[0]["image"])
+
+
+def test_only_the_chosen_records_are_used(description):
+    chosen = np.array([1, 4, 6])
+    dataset = train_batches(description, "train", seed=0, batch_size=3, records=chosen, **PLAIN)
+    for numbers in record_numbers(take(dataset, 6)):
+        assert sorted(numbers) == [1, 4, 6]
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (2, 4)])
+def test_replicas_get_consecutive_parts_of_the_global_batch(description, pipelines, replicas):
+    options = {"seed": 2, "batch_size": 4, "start_step": 1, **AUGMENTED}
+    whole = take(train_batches(description, "train", **options), 3)
+    for pipeline in range(pipelines):
+        context = tf.distribute.InputContext(pipelines, pipeline, replicas)
+        per_pipeline = replicas // pipelines
+        part = train_batches(description, "train", input_context=context, **options)
+        parts = take(part, 3 * per_pipeline)
+        size = 4 // replicas
+        for i, batch in enumerate(parts):
+            step, replica = i // per_pipeline, pipeline * per_pipeline + i % per_pipeline
+            expected = {k: v[replica * size : (replica + 1) * size] for k, v in whole[step].items()}
+            assert_equal([batch], [expected])
+
+
+def test_two_replicas_of_a_strategy_see_the_global_batch(description, two_replicas):
+    options = {"seed": 2, "batch_size": 4, **AUGMENTED}
+    whole = take(train_batches(description, "train", **options), 2)
+    distributed = iter(
+        two_replicas.distribute_datasets_from_function(
+            lambda context: train_batches(description, "train", input_context=context, **options)
+        )
+    )
+    for expected in whole:
+        parts = next(distributed)
+        for key, value in parts.items():
+            joined = np.concatenate([part.numpy() for part in value.values])
+            assert np.array_equal(joined, expected[key]), key
+
+
+def test_batch_larger_than_the_data(description):
+    with pytest.raises(UsageError, match=r"--batch_size=8 is larger than the 7 images"):
+        train_batches(description, "train", seed=0, batch_size=8, **PLAIN)
+
+
+@pytest.mark.parametrize("count", [2, 7, 8, 2975])
+def test_halves_are_disjoint_and_equal(count):
+    first, second = split_halves(count, seed=3)
+    assert first.dtype == second.dtype == np.int64
+    assert len(first) == len(second) == count // 2
+    assert len({*first.tolist(), *second.tolist()}) == 2 * (count // 2)
+    assert min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) < count
+
+
+def test_halves_follow_the_seed():
+    assert np.array_equal(split_halves(20, 3), split_halves(20, 3))
+    assert not np.array_equal(split_halves(20, 3), split_halves(20, 4))
+    # Random, not the first half of the files: 10 of 20 records, 5 +- 1.1 of them below 10.
+    assert 1 < np.sum(split_halves(20, 3)[0] < 10) < 9
+    with pytest.raises(RunError, match="cannot be halved"):
+        split_halves(1, 0)
+
+
+def test_eval_images_are_whole_and_in_order(description):
+    images = list(eval_images(description, "val"))
+    assert len(images) == 5
+    for i, element in enumerate(images):
+        assert element["image"].dtype == tf.uint8 and element["image"].shape == (1, *SIZE, 3)
+        assert element["label"].dtype == tf.uint8 and element["label"].shape == (1, *SIZE)
+        assert np.all(element["image"][..., 0] == 7 + i)
+        assert element["filename"].numpy().tolist() == [
+            f"leftImg8bit/val/town/town_{7 + i:06d}_000019_leftImg8bit".encode()
+        ]
+
+
+def test_eval_images_can_be_thinned_and_padded(description):
+    # floor(i * 7 / 3) for i = 0, 1, 2: records 0, 2, 4; then padded to a multiple of 2 with void.
+    images = list(eval_images(description, "train", max_images=3, multiple_of=2))
+    assert [int(element["image"][0, 0, 0, 0]) for element in images] == [0, 2, 4, 0]
+    void = [bool(np.all(element["label"] == 255)) for element in images]
+    assert void == [False, False, False, True]
+    assert len(list(eval_images(description, "train", max_images=100, multiple_of=7))) == 7
+
+
+def test_a_label_out_of_range_stops_training_and_evaluation(copy):
+    def spoil(i, features):
+        if i == 2:
+            label = np.zeros(SIZE, np.uint8)
+            label[-1, -1] = 42
+            set_label(features, label)
+
+    description = read_description(str(copy))
+    change_records(description.split("train").files[0], spoil)
+    wrong = "town_000002_000019_leftImg8bit: label 42 is neither 0..18 nor 255 (void)"
+    # The crop need not hold the wrong pixel.
+    training = train_batches(description, "train", seed=0, batch_size=7, **PLAIN)
+    for dataset in (training, eval_images(description, "train")):
+        with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+            take(dataset, 7)
+        message = str(input_pipeline.data_error(raised.value, description))
+        assert message == (
+            f"{copy}: leftImg8bit/train/town/{wrong} "
+            "(python -m tfrecords_tools.check names every bad record)"
+        )
+
+
+def test_a_label_map_of_another_size_stops_training(copy):
+    description = read_description(str(copy))
+    change_records(
+        description.split("val").files[0],
+        lambda i, features: set_label(features, np.zeros((40, 71), np.uint8)),
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="has another size than the image"):
+        take(train_batches(description, "val", seed=0, batch_size=2, **PLAIN), 1)
+
+
+def test_fewer_records_than_described(copy):
+    description = read_description(str(copy))
+    with tf.io.TFRecordWriter(description.split("val").files[0]):
+        pass
+    with pytest.raises(RunError, match="0 records, but its description says 5"):
+        eval_images(description, "val")
+
+
+def test_crop_that_no_image_fills(tmp_path):
+    for i, size in enumerate(((40, 72), (60, 50))):
+        write_pair(
+            tmp_path / "source",
+            "train",
+            f"{i:06d}_000019",
+            np.zeros((*size, 3), np.uint8),
+            np.zeros(size, np.uint8),
+        )
+    convert("cityscapes", str(tmp_path / "source"), str(tmp_path / "data"))
+    description = read_description(str(tmp_path / "data"))
+    # At scale 2 the images are 80 x 144 and 120 x 100: each of these crops is filled by one of
+    # them.
+    for crop in ((80, 144), (120, 100), (80, 100)):
+        check_crop_size(description, "train", crop, (0.5, 2.0))
+    for crop in ((81, 144), (120, 101), (100, 120)):
+        with pytest.raises(UsageError, match=f"--crop_size={crop[0]},{crop[1]} is larger"):
+            check_crop_size(description, "train", crop, (0.5, 2.0))
+    with pytest.raises(UsageError, match="--crop_size=80,144"):
+        check_crop_size(description, "train", (80, 144), (1.0,))
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_and_jpeg_grey_and_colour_become_three_channels(encode, channels):
+    image = input_pipeline.decode_image(
+        encode(tf.fill([6, 9, channels], tf.constant(90, tf.uint8)))
+    )
+    assert image.dtype == tf.uint8 and image.shape == (6, 9, 3)
+    assert np.all(np.abs(image.numpy().astype(int) - 90) <= 1)

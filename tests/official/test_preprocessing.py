@@ -1,0 +1,179 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from official import preprocessing
+from official.preprocessing import augment, scaled_side, source_positions
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+SIZE = (33, 50)
+
+
+def random_pair(size=SIZE, labels=(0, 7, 18)):
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    return tf.constant(image), tf.constant(rng.choice(np.array(labels, np.uint8), size))
+
+
+def run(image, label, seed, crop_size, scales=SCALES, flip=True):
+    image, label = augment(
+        image,
+        label,
+        tf.constant([seed, 5], tf.int64),
+        crop_size=crop_size,
+        scales=scales,
+        flip=flip,
+        ignore_label=255,
+    )
+    assert image.dtype == tf.float32 and label.dtype == tf.int32
+    return image.numpy(), label.numpy()
+
+
+def test_scaled_side_rounds_to_nearest():
+    # 16.5 -> 16 and 17.5 -> 18 (halves to even), 24.75 -> 25, 0.1 -> 1 (never 0)
+    pairs = [((33, 0.5), 16), ((33, 0.75), 25), ((35, 0.5), 18), ((1, 0.1), 1), ((33, 1.0), 33)]
+    for (side, scale), expected in pairs:
+        assert scaled_side(tf.constant(side), tf.constant(scale)).numpy() == expected
+
+
+@pytest.mark.parametrize(
+    ("side", "scaled"), [(33, 65), (33, 17), (50, 38), (7, 1), (1, 5), (1, 1), (2048, 3584)]
+)
+def test_source_positions_are_exact(side, scaled):
+    places = np.arange(scaled + 2)
+    found = source_positions(tf.constant(side, tf.int64), tf.constant(scaled, tf.int64), places)
+    for place in range(scaled):
+        # Aligned corners: the ends meet, everything between is evenly spaced.
+        exact = Fraction(place * (side - 1), max(scaled - 1, 1))
+        assert found.lower[place].numpy() == int(exact)
+        assert found.upper[place].numpy() == min(int(exact) + 1, side - 1)
+        assert found.fraction[place].numpy() == np.float32(float(exact - int(exact)))
+        nearest = found.nearest[place].numpy()
+        assert abs(nearest - exact) <= Fraction(1, 2) and 0 <= nearest < side
+    assert found.inside.numpy().tolist() == [True] * scaled + [False] * 2
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_whole_scaled_image_is_the_aligned_corner_resize(scale):
+    image, label = random_pair()
+    size = tuple(int(scaled_side(tf.constant(side), scale)) for side in SIZE)
+    ours, our_label = run(image, label, 0, size, scales=(scale,), flip=False)
+    reference = tf.raw_ops.ResizeBilinear(
+        images=tf.cast(image, tf.float32)[None], size=size, align_corners=True
+    )
+    np.testing.assert_allclose(ours, reference[0], atol=2e-3)
+    rows, columns = (
+        np.floor(np.arange(new) * (old - 1) / (new - 1) + 0.5).astype(int)
+        for old, new in zip(SIZE, size, strict=True)
+    )
+    assert np.array_equal(our_label, label.numpy()[rows][:, columns])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_one_pixel_checker_keeps_image_and_label_aligned(scale):
+    # A checker of single pixels, 0/255 in the image and 0/1 in the label. With fractions f, g on
+    # the two axes its bilinear value is 127.5 +- 127.5 (1 - 2f)(1 - 2g), and the nearest label is
+    # the sign of the same product: both agree wherever the image is not grey. Shifted by a pixel
+    # they never would.
+    label = (np.indices(SIZE).sum(0) % 2).astype(np.uint8)
+    image = np.repeat(label[..., None] * np.uint8(255), 3, axis=-1)
+    shares = []
+    for seed in range(8):
+        crop, crop_label = run(tf.constant(image), tf.constant(label), seed, (29, 41), (scale,))
+        clear = np.abs(crop[..., 0] - 127.5) > 1e-2
+        assert np.array_equal(crop[clear][:, 0] > 127.5, crop_label[clear] == 1)
+        shares.append(clear.mean())
+    assert min(shares) > 0.15  # the rest is padding and exact grey
+
+
+def test_scale_one_is_an_exact_crop():
+    image, label = random_pair()
+    crop, crop_label = run(image, label, 3, (20, 30), scales=(1.0,), flip=False)
+    windows = [
+        (y, x)
+        for y in range(SIZE[0] - 20 + 1)
+        for x in range(SIZE[1] - 30 + 1)
+        if np.array_equal(image[y : y + 20, x : x + 30], crop)
+    ]
+    ((y, x),) = windows
+    assert np.array_equal(label[y : y + 20, x : x + 30], crop_label)
+
+
+def test_flip_mirrors_exactly_and_half_of_the_time():
+    image, label = random_pair()
+    flipped = 0
+    for seed in range(60):
+        plain, plain_label = run(image, label, seed, (35, 31), flip=False)
+        maybe, maybe_label = run(image, label, seed, (35, 31), flip=True)
+        same = np.array_equal(plain, maybe)
+        flipped += not same
+        if not same:
+            plain, plain_label = plain[:, ::-1], plain_label[:, ::-1]
+        assert np.array_equal(plain, maybe) and np.array_equal(plain_label, maybe_label)
+    assert 18 <= flipped <= 42  # 30 +- 3.1 standard deviations of a fair coin
+
+
+def test_padding_is_grey_and_void_at_the_bottom_right():
+    image, label = random_pair()
+    crop, crop_label = run(image, label, 0, (40, 60), scales=(1.0,), flip=False)
+    assert np.array_equal(crop[:33, :50], image) and np.array_equal(crop_label[:33, :50], label)
+    padding = np.ones((40, 60), bool)
+    padding[:33, :50] = False
+    assert np.all(crop[padding] == 127.5) and np.all(crop_label[padding] == 255)
+
+
+def test_no_label_is_invented():
+    # 0 and 18 meet everywhere: any interpolation would show values between them.
+    image, label = random_pair(labels=(0, 18))
+    for seed in range(20):
+        _, inside = run(image, label, seed, (16, 20))
+        assert set(np.unique(inside)) <= {0, 18}  # 33 * 0.5 -> 16 rows: the crop is never padded
+        _, padded = run(image, label, seed, (70, 101))
+        assert set(np.unique(padded)) <= {0, 18, 255}
+
+
+def test_every_scale_and_every_place_occurs():
+    # Columns that tell where they are: the distance between neighbours tells the scale.
+    ramp = np.broadcast_to(np.arange(101, dtype=np.uint8)[None, :, None], (5, 101, 3))
+    label = np.zeros((5, 101), np.uint8)
+    steps, starts = [], set()
+    for seed in range(140):
+        crop, _ = run(tf.constant(ramp), tf.constant(label), seed, (2, 40), flip=False)
+        steps.append(round(float(crop[0, 1, 0] - crop[0, 0, 0]), 3))
+        crop, _ = run(tf.constant(ramp), tf.constant(label), seed, (2, 97), (1.0,), flip=False)
+        starts.add(int(crop[0, 0, 0]))
+    # Scale s makes side 101 into round(101 s), with steps of 100 / (side - 1); each expected 20
+    # times.
+    expected = {round(100 / (round(101 * scale) - 1), 3) for scale in SCALES}
+    assert set(steps) == expected
+    assert all(8 <= steps.count(step) <= 36 for step in expected)
+    assert starts == set(range(101 - 97 + 1))
+
+
+def test_eager_equals_tf_data():
+    image, label = random_pair()
+
+    def example(number):
+        return augment(
+            image,
+            label,
+            tf.stack([number, 5]),
+            crop_size=(24, 70),
+            scales=SCALES,
+            flip=True,
+            ignore_label=255,
+        )
+
+    dataset = tf.data.Dataset.range(12).map(example, num_parallel_calls=4)
+    assert dataset.element_spec[0].shape == (24, 70, 3)
+    for number, (crop, crop_label) in enumerate(dataset):
+        eager, eager_label = run(image, label, number, (24, 70))
+        # The graph may fuse multiply and add; labels are integers and must agree exactly.
+        np.testing.assert_allclose(crop, eager, atol=1e-4)
+        assert np.array_equal(crop_label, eager_label)
+
+
+def test_pad_value_is_the_centre_of_the_range():
+    assert preprocessing.PAD_VALUE == (0 + 255) / 2

@@ -1,0 +1,57 @@
+"""Cityscapes, fine annotations (and anything laid out like it).
+
+    leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png
+    gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png
+
+Label ids 0..33 become train ids 0..18; everything that is not evaluated becomes 255. The dataset's
+makers withhold the labels of the test split: those files hold void only.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from official.errors import RunError
+from tfrecords_tools import label_maps
+from tfrecords_tools.source import Pair, Source, match, read_index_png
+
+SPLITS = ("train", "val", "test")
+_IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+_TRAIN_IDS = label_maps.cityscapes_train_ids()
+
+
+def find_pairs(source_dir: Path) -> dict[str, list[Pair]]:
+    """Finds the pairs of every split that is there; see `source.Source`."""
+    splits = {}
+    for split in SPLITS:
+        images, labels = (
+            {
+                f"{path.parent.name}/{path.name.removesuffix(suffix)}": path
+                for path in (source_dir / folder / split).glob(f"*/*{suffix}")
+            }
+            for folder, suffix in (("leftImg8bit", _IMAGE), ("gtFine", _LABEL))
+        )
+        if images or labels:
+            splits[split] = match(images, labels, source_dir, f"gtFine/{split}/*/*{_LABEL}")
+        else:
+            print(f"{split}: skipped, no leftImg8bit/{split}/*/*{_IMAGE}")
+    if not splits:
+        raise RunError(
+            f"no image matches leftImg8bit/{{{','.join(SPLITS)}}}/*/*{_IMAGE} in {source_dir}: "
+            "--source_dir is the directory that holds leftImg8bit and gtFine"
+        )
+    return splits
+
+
+def read_label(pair: Pair) -> np.ndarray:
+    """Reads label ids and maps them to train ids: uint8 [H, W]."""
+    label_ids = read_index_png(pair.label)
+    if label_ids.max() >= len(_TRAIN_IDS):
+        raise RunError(
+            f"{pair.label} holds the value {label_ids.max()}, which is no Cityscapes label id "
+            f"(0..{len(_TRAIN_IDS) - 1})"
+        )
+    return _TRAIN_IDS[label_ids]
+
+
+SOURCE = Source(label_maps.CITYSCAPES_NAMES, label_maps.CITYSCAPES_PALETTE, find_pairs, read_label)

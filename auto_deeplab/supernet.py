@@ -54,7 +54,9 @@ class Part(keras.layers.Layer):
                 **options,
             )
 
-        self.by_name = {key: add(key, shape, _uniform(key, shape)) for key, shape in kernels.items()}
+        self.by_name = {
+            key: add(key, shape, _uniform(key, shape)) for key, shape in kernels.items()
+        }
         for key, (value, length) in vectors.items():
             self.by_name[key] = add(key, (length,), keras.initializers.Constant(value))
         # Every replica computes the same global statistics, so the first one's value is the value.
@@ -228,7 +230,11 @@ class SuperNet(keras.Model):
             return y, norm.statistics()
 
         def mixed_cell(
-            h1: tf.Tensor, from_second: tf.Tensor, weights: Any, scale: Any, moving: Statistics | None
+            h1: tf.Tensor,
+            from_second: tf.Tensor,
+            weights: Any,
+            scale: Any,
+            moving: Statistics | None,
         ) -> tuple[tf.Tensor, Statistics | None]:
             norm = PackedNorm(cell.EPSILON, moving)
             y = cell.mixed_cell(h1, from_second, weights, scale, self.operations, norm)
@@ -260,9 +266,7 @@ class SuperNet(keras.Model):
             terms = []
             for index, (source, h) in enumerate(zip(sources, previous, strict=True)):
                 h1 = adapt(h, source, level, w, norm)
-                y = norm.nested(
-                    self._mixed_cell, cell_size, h1, from_second, first, first_scale
-                )
+                y = norm.nested(self._mixed_cell, cell_size, h1, from_second, first, first_scale)
                 terms.append(tf.cast(beta[index], y.dtype) * y)
             return tf.add_n(terms)
 

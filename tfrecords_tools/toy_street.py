@@ -137,7 +137,7 @@ class Street:
         street = np.asarray(points, np.float64)
         u, y, z = street[..., 0], street[..., 1], street[..., 2]
         pixels = np.empty((*street.shape[:-1], 2))
-        x = self.vanishing + self.focal * (u - self.lane + 0.4 * self.bend * z * z) / z
+        x = self.vanishing + self.focal * (u - self.lane + 0.5 * self.bend * z * z) / z
         pixels[..., 0] = x
         pixels[..., 1] = (
             self.horizon + self.focal * (self.eye - y) / z + self.roll * (x - self.width / 2)

@@ -80,6 +80,90 @@ def test_other_numbers_of_layers_and_blocks(architecture):
     assert build(architecture)(images(1, 33, 65)).shape == (1, 33, 65, CLASSES)
 
 
+def plain_network(weights, x, path):
+    """The released network with the published cell as one plain formula, for sides 32 n + 1."""
+
+    def conv(x, name, *, stride=1, rate=1, epsilon=1e-3):
+        y = tf.nn.convolution(x, weights[f"{name}/kernel"], stride, "SAME", dilations=rate)
+        return norm(y, name, epsilon)
+
+    def norm(x, name, epsilon):
+        gamma, beta, mean, variance = (
+            weights[f"{name}/norm/{part}"]
+            for part in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+    def resize(x, sides):
+        return tf.compat.v1.image.resize_bilinear(x, sides, align_corners=True)
+
+    def operation(x, kind, name, stride):
+        if kind.startswith("atrous"):
+            x = tf.nn.relu(x)
+            if stride == 1:
+                return conv(x, f"{name}/conv", rate=2)
+            return conv(resize(x, [(side - 1) // 2 + 1 for side in x.shape[1:3]]), f"{name}/conv")
+        for half in ("first", "second"):
+            depthwise, pointwise = (
+                weights[f"{name}/{half}/{kernel}_kernel"] for kernel in ("depthwise", "pointwise")
+            )
+            strides = [1, stride, stride, 1]
+            x = tf.nn.separable_conv2d(tf.nn.relu(x), depthwise, pointwise, strides, "SAME")
+            x = norm(x, f"{name}/{half}", 1e-3)
+            stride = 1
+        return x
+
+    size = x.shape[1:3]
+    x = conv(2 / 255 * x - 1, "stem/conv_0", stride=2)
+    before, last = None, conv(tf.nn.relu(x), "stem/conv_1")
+    before, last = last, conv(tf.nn.relu(last), "stem/conv_2", stride=2)
+    cells = []
+    for number, (old, level) in enumerate(zip((0, *path), path, strict=False)):
+        name, h1 = f"cell_{number}", last
+        if level < old:
+            h1 = resize(h1, [2 * (side - 1) + 1 for side in h1.shape[1:3]])
+        h2 = resize(before, h1.shape[1:3])
+        states = [conv(tf.nn.relu(h1), f"{name}/first"), conv(tf.nn.relu(h2), f"{name}/second")]
+        for block, pair in enumerate(genotype.PUBLISHED_CELL):
+            branches = [
+                operation(
+                    states[source],
+                    kind,
+                    f"{name}/blocks/block_{block}_{side}",
+                    2 if level > old and source < 2 else 1,
+                )
+                for side, (source, kind) in zip(("left", "right"), pair, strict=True)
+            ]
+            states.append(branches[0] + branches[1])
+        before, last = last, tf.concat(states[2:], -1)
+        cells.append(last)
+
+    def head(x, name, rate=1):
+        return tf.nn.relu(conv(x, name, rate=rate, epsilon=1e-5))
+
+    x = tf.nn.relu(last)
+    pooled = head(tf.reduce_mean(x, [1, 2], keepdims=True), "aspp/pooled")
+    rates = [1, *(rate * 16 // (4 * 2 ** path[-1]) for rate in (6, 12, 18))]
+    branches = [head(x, f"aspp/branch_{number}", rate) for number, rate in enumerate(rates)]
+    x = head(tf.concat([resize(pooled, x.shape[1:3]), *branches], -1), "aspp/project")
+    low_level = head(cells[2], "decoder/low_level")
+    x = tf.concat([resize(x, [(side - 1) // 4 + 1 for side in size]), low_level], -1)
+    x = head(head(x, "decoder/conv_0"), "decoder/conv_1")
+    kernel, bias = (weights[f"decoder/logits/{part}"] for part in ("kernel", "bias"))
+    return resize(x @ kernel[0, 0] + bias, size)
+
+
+def test_equals_the_plain_formula_of_the_released_network():
+    # The published cell; a path with every kind of move and, as the published one, three layers at
+    # stride 4 first.
+    path = (0, 0, 0, 1, 2, 1, 1)
+    network = randomize(build(Genotype(path, (genotype.PUBLISHED_CELL,))))
+    weights = {v.path.removeprefix("network/"): v.numpy() for v in network.variables}
+    batch = images(2, 33, 65)
+    expected = plain_network(weights, batch, path)
+    np.testing.assert_allclose(network(batch), expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_variables_have_orderly_unique_names():
     first, second = build(), build()
     paths = [v.path for v in first.variables]

@@ -134,22 +134,37 @@ def test_no_label_is_invented():
         assert set(np.unique(padded)) <= {0, 18, 255}
 
 
-def test_every_scale_and_every_place_occurs():
-    # Columns that tell where they are: the distance between neighbours tells the scale.
-    ramp = np.broadcast_to(np.arange(101, dtype=np.uint8)[None, :, None], (5, 101, 3))
-    label = np.zeros((5, 101), np.uint8)
-    steps, starts = [], set()
-    for seed in range(140):
-        crop, _ = run(tf.constant(ramp), tf.constant(label), seed, (2, 40), flip=False)
-        steps.append(round(float(crop[0, 1, 0] - crop[0, 0, 0]), 3))
-        crop, _ = run(tf.constant(ramp), tf.constant(label), seed, (2, 97), (1.0,), flip=False)
-        starts.add(int(crop[0, 0, 0]))
-    # Scale s makes side 101 into round(101 s), with steps of 100 / (side - 1); each expected 20
-    # times.
-    expected = {round(100 / (round(101 * scale) - 1), 3) for scale in SCALES}
-    assert set(steps) == expected
-    assert all(8 <= steps.count(step) <= 36 for step in expected)
-    assert starts == set(range(101 - 97 + 1))
+def test_scale_row_column_and_flip_are_drawn_uniformly_and_independently():
+    # Channels that tell the row and the column of the source. Side 5 becomes 9 = round(5 * 1.8)
+    # with steps of 4 / 8: crops of 3 then start at 0, 0.5, ..., 3 and at scale 1 at 0, 1, 2.
+    rows, columns = np.indices((5, 5), np.uint8)
+    image, label = np.stack([rows, columns, rows], axis=-1), np.zeros((5, 5), np.uint8)
+
+    def drawn(number):
+        crop, _ = augment(
+            tf.constant(image),
+            tf.constant(label),
+            tf.stack([number, 5]),
+            crop_size=(3, 3),
+            scales=(1.0, 1.8),
+            flip=True,
+            ignore_label=255,
+        )
+        step = crop[1, 0, 0] - crop[0, 0, 0]
+        top, ends = crop[0, 0, 0], crop[0, ::2, 1]
+        return tf.stack([step, top, tf.reduce_min(ends), tf.cast(ends[0] > ends[1], tf.float32)])
+
+    count = 4000
+    found, times = np.unique(
+        list(tf.data.Dataset.range(count).map(drawn).as_numpy_iterator()),
+        axis=0,
+        return_counts=True,
+    )
+    # 3 x 3 places at scale 1 and 7 x 7 at scale 1.8, each plain or flipped.
+    assert len(found) == 2 * (9 + 49)
+    expected = np.where(found[:, 0] == 1.0, count / 2 / 18, count / 2 / 98)
+    # Five standard deviations of a count that is nearly Poisson.
+    assert np.all(np.abs(times - expected) < 5 * np.sqrt(expected))
 
 
 def test_eager_equals_tf_data():

@@ -39,7 +39,7 @@ def a_street(seed: int = 0) -> Street:
 def scenes() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     drawn = {
         split: [paint_scene(0, split, index) for index in range(count)]
-        for split, count in (("train", 64), ("val", 32))
+        for split, count in (("train", 48), ("val", 24))
     }
     return {
         split: (np.stack([image for image, _ in pairs]), np.stack([label for _, label in pairs]))
@@ -174,7 +174,7 @@ def test_label_covers_exactly_what_is_painted(kind, labels):
 
 def test_picture_and_labels_stay_aligned_when_the_canvas_is_halved():
     street = a_street()
-    # 2 x 2 canvas pixels become one: rows 20 .. 39 -> 10 .. 19, columns 61 .. 100 -> 31 .. 50 whole.
+    # 2 x 2 canvas pixels become one: rows 20 .. 39 -> 10 .. 19, columns 62 .. 101 -> 31 .. 50.
     street.draw.rectangle((62, 20, 101, 39), fill=(255, 255, 255, CAR))
     image, labels = photograph(street)
     expected = np.zeros((128, 256), bool)
@@ -192,8 +192,8 @@ def test_things_stand_on_the_ground_where_the_ground_says_they_do():
         street.paint_ground(bands, np.zeros((street.height, street.width), np.float32))
         labels = np.asarray(street.canvas)[..., 3]
         for side in (-1, 1):
-            for z in (6.0, 10.0, 20.0):
-                for beyond, label in ((-0.3, ROAD), (0.3, SIDEWALK)):
+            for z in (6.0, 10.0, 20.0, 30.0):
+                for beyond, label in ((-0.25, ROAD), (0.25, SIDEWALK)):
                     x, y = street.project((side * (street.half + beyond), 0, z)).round().astype(int)
                     if 0 <= x < street.width and 0 <= y < street.height:
                         assert labels[y, x] == label

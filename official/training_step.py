@@ -1,0 +1,49 @@
+"""What every training step shares: the loss of the global batch, and one update of one group."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from official.distribution import sum_over_replicas
+from official.losses import pixel_cross_entropy
+
+
+def mean_loss(labels: tf.Tensor, logits: tf.Tensor, ignore_label: int) -> tf.Tensor:
+    """This replica's share of the mean cross entropy over the global batch's valid pixels.
+
+    The shares of all replicas sum to the loss; so do their gradients.
+
+    Args:
+        labels: int32 [N, H, W].
+        logits: floats [N, H, W, C].
+        ignore_label: label of the pixels that do not count.
+
+    Returns:
+        float32 scalar; 0 when no pixel of the global batch is valid.
+    """
+    loss_sum, valid = pixel_cross_entropy(labels, logits, ignore_label=ignore_label)
+    return tf.math.divide_no_nan(loss_sum, sum_over_replicas(valid))
+
+
+def minimize(
+    forward: Callable[[], tuple[tf.Tensor, Any]],
+    variables: Sequence[keras.Variable],
+    optimizer: keras.optimizers.Optimizer,
+) -> tuple[tf.Tensor, Any]:
+    """One update of `variables`, and of no others; call it in the replica function.
+
+    Args:
+        forward: () -> (this replica's share of the loss, anything else).
+
+    Returns:
+        what `forward` returned.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables:
+            tape.watch(variable.value)
+        loss, other = forward()
+        scaled = optimizer.scale_loss(loss)
+    optimizer.apply(tape.gradient(scaled, variables), variables)
+    return loss, other

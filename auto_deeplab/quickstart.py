@@ -37,12 +37,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("build/quickstart"))
     out = parser.parse_args().output_dir.resolve()
+    if out.is_relative_to(ROOT):
+        out = out.relative_to(ROOT)  # where the commands run, and shorter to read
     scenes, half, full = out / "scenes", out / "data_half", out / "data"
     found, trained, pictures = out / "search", out / "train", out / "predictions"
     images = scenes / "leftImg8bit" / "val" / "toyville"
     tools = [sys.executable, "-m"]
-    train = [sys.executable, str(ROOT / "auto_deeplab" / "train.py")]
-    configs = ROOT / "auto_deeplab" / "configs"
+    train = [sys.executable, "auto_deeplab/train.py"]
+    configs = Path("auto_deeplab/configs")
     convert = [*tools, "tfrecords_tools.convert", "--dataset=cityscapes", f"--source_dir={scenes}"]
     stages: list[tuple[str, Path | None, list[str]]] = [
         ("paint scenes", scenes, [*tools, "tfrecords_tools.toy_scenes", f"--output_dir={scenes}"]),

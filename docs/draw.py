@@ -1,0 +1,98 @@
+"""Makes the pictures of README.md and docs/: python docs/draw.py"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from auto_deeplab import figures, genotype
+
+HERE = Path(__file__).resolve().parent
+INK, BLUE, GREEN, GRAY = "#1f2933", "#1b6ca8", "#2e7d4f", "#7b8794"
+
+# What there is on the road: text, centre, colour of the border.
+THINGS = {
+    "source": ("images and labels", (0.0, 0.0), GRAY),
+    "records": ("records\n--data_dir", (3.4, 0.0), INK),
+    "genotype": ("genotype.json\npath and cell", (6.8, 0.0), INK),
+    "network": ("trained network\n--model_dir", (10.2, 0.0), INK),
+    "model": ("SavedModel", (13.6, 0.0), GREEN),
+    "check": ("class table", (3.4, -1.7), GREEN),
+    "profile": ("parameters,\nmultiply-adds", (6.8, -1.7), GREEN),
+    "metrics": ("metrics.json", (10.2, -1.7), GREEN),
+    "overlays": ("label maps,\noverlays", (13.6, -1.7), GREEN),
+    "presets": ("presets:\npublished, ...", (6.8, 1.5), GRAY),
+}
+# What leads from one to the other: the command or mode, and where its name stands.
+ROADS = (
+    ("source", "records", "convert", (0.0, 0.2)),
+    ("records", "genotype", "search", (0.0, 0.2)),
+    ("genotype", "network", "train", (0.0, 0.2)),
+    ("network", "model", "export", (0.0, 0.2)),
+    ("records", "check", "check", (0.45, 0.0)),
+    ("genotype", "profile", "profile", (0.5, 0.0)),
+    ("network", "metrics", "eval", (0.35, 0.0)),
+    ("network", "overlays", "predict", (0.62, 0.2)),
+    ("presets", "network", "", (0.0, 0.0)),
+)
+WIDTH, HEIGHT = 2.2, 0.8
+
+
+def draw_road() -> Figure:
+    """Things as boxes, commands as arrows between them."""
+    figure = Figure(figsize=(11, 3.9))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-1.3, 14.9), ylim=(-2.3, 3.0))
+    axes.set_axis_off()
+    for text, (x, y), color in THINGS.values():
+        corner = (x - WIDTH / 2 + 0.1, y - HEIGHT / 2 + 0.1)
+        style = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 1.6}
+        axes.add_patch(FancyBboxPatch(corner, WIDTH - 0.2, HEIGHT - 0.2, edgecolor=color, **style))
+        axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=INK)
+    for start, end, name, (dx, dy) in ROADS:
+        (x0, y0), (x1, y1) = THINGS[start][1], THINGS[end][1]
+        if y0 == y1 or start == "presets" or end == "overlays":
+            (x0, x1) = (x0 + WIDTH / 2, x1 - WIDTH / 2)
+        else:
+            (y0, y1) = (y0 - HEIGHT / 2, y1 + HEIGHT / 2)
+        if start == "presets":  # a little above the arrow from genotype.json
+            y1 += 0.3
+        arrow(axes, (x0, y0), (x1, y1))
+        label(axes, (x0 + x1) / 2 + dx, (y0 + y1) / 2 + dy, name)
+    # Training reads the records too.
+    (x0, y0), (x1, _) = THINGS["records"][1], THINGS["network"][1]
+    top = y0 + 2.4
+    axes.plot([x0, x0, x1], [y0 + HEIGHT / 2, top, top], color=BLUE, linewidth=1.8)
+    arrow(axes, (x1, top), (x1, y0 + HEIGHT / 2))
+    label(axes, (x0 + x1) / 2, top + 0.2, "train and eval read the records too")
+    return figure
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """An arrow between two points."""
+    style = {"arrowstyle": "-|>", "color": BLUE, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=end, xytext=start, arrowprops={**style, "mutation_scale": 14})
+
+
+def label(axes: Axes, x: float, y: float, text: str) -> None:
+    """The name of a road."""
+    axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=BLUE, weight="bold")
+
+
+def main() -> None:
+    """Draws all of them."""
+    matplotlib.rcParams["svg.hashsalt"] = "road"  # the same file every time
+    draw_road().savefig(HERE / "road.svg", facecolor="white", metadata={"Date": None})
+    published = genotype.load("published")
+    figures.network(published, HERE / "published_network.png")
+    figures.cell(published, HERE / "published_cell.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
+from official.input_pipeline import data_error, eval_images
 from official.progress import Progress
+from official.records import Description
 from official.resizing import resize_bilinear, sides
 from official.segmentation_metrics import confusion_matrix, summarize
 
@@ -189,26 +191,46 @@ class Evaluator:
         return confusion, tf.math.count_nonzero(labelled)
 
 
-def evaluate(
+def split_evaluator(
     model: Logits,
-    images: tf.data.Dataset,
+    description: Description,
+    split: str,
     *,
-    class_names: Sequence[str],
-    ignore_label: int,
     strategy: tf.distribute.Strategy,
+    max_images: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-) -> dict[str, Any]:
-    """Evaluates once; see Evaluator."""
+) -> Callable[[], dict[str, Any]]:
+    """A function that evaluates the model, as it is then, on a split of a data directory.
+
+    Args:
+      model, strategy, scales, flip: as Evaluator's.
+      description: the data directory's.
+      split: name of the split.
+      max_images: as that of input_pipeline.eval_images.
+
+    Returns:
+      () -> Evaluator's metrics. It raises RunError if a record cannot be used.
+    """
     evaluator = Evaluator(
         model,
-        class_names=class_names,
-        ignore_label=ignore_label,
+        class_names=description.class_names,
+        ignore_label=description.ignore_label,
         strategy=strategy,
         scales=scales,
         flip=flip,
     )
-    return evaluator(images)
+
+    def evaluate() -> dict[str, Any]:
+        images = eval_images(
+            description, split, max_images=max_images, multiple_of=strategy.num_replicas_in_sync
+        )
+        try:
+            return evaluator(images)
+        except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+            raise data_error(error, description) from None
+
+    return evaluate
 
 
 def class_table(metrics: dict[str, Any]) -> str:

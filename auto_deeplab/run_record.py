@@ -1,62 +1,86 @@
-"""What a model_dir remembers of its run: run.json, for resuming and for the modes that come after."""
+"""What a model_dir remembers of its run, for resuming and for the modes that come after.
+
+run.json: the mode, everything that makes two runs different runs, the data's classes and colours.
+genotype.json: what a search found, or what a network was built from.
+flags.cfg: all flags, as a flagfile.
+"""
 
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
+from auto_deeplab import genotype as genotypes
+from auto_deeplab.genotype import Genotype
 from official.errors import RunError, UsageError
 from official.files import make_directory, write_atomically
 
 FILE = "run.json"
+GENOTYPE = "genotype.json"
 
 Record = dict[str, Any]
 
 
-def claim(model_dir: str, mode: str, identity: Record, facts: Record) -> bool:
-    """Makes model_dir the home of a run, or finds that it already is that of the same run.
+def check(model_dir: str, mode: str, identity: Record) -> None:
+    """Checks that model_dir is free, or holds this very run. Writes nothing.
 
     Args:
-        model_dir: made if it is not there.
+        model_dir: need not exist.
         mode: "search" or "train".
         identity: flag -> value, plain JSON, of everything that makes two runs different runs.
-        facts: more that later modes need to know: class names, palette, ...
-
-    Returns:
-        whether the directory already held this run.
 
     Raises:
         UsageError: it holds another run; the first flag that differs is named with both values.
     """
-    path = os.path.join(model_dir, FILE)
-    identity = json.loads(json.dumps(identity))
-    if not os.path.exists(path):
-        if os.path.isdir(os.path.join(model_dir, "checkpoints")):
+    if os.path.exists(os.path.join(model_dir, FILE)):
+        record = _read(model_dir)
+        if record["mode"] != mode:
             raise UsageError(
-                f"--model_dir={model_dir} holds checkpoints but no {FILE}: choose another directory"
+                f"--model_dir={model_dir} holds a run of --mode={record['mode']}, not {mode}: "
+                "choose another directory"
             )
-        make_directory(model_dir)
-        record = {"mode": mode, "identity": identity, **facts}
-        write_atomically(path, json.dumps(record, indent=1) + "\n")
-        return False
-    record = _read(path)
-    if record["mode"] != mode:
+        compare(record, identity, model_dir)
+    elif os.path.isdir(_checkpoints(model_dir)):
         raise UsageError(
-            f"--model_dir={model_dir} holds a run of --mode={record['mode']}, not {mode}: "
-            "choose another directory"
+            f"--model_dir={model_dir} holds checkpoints but no {FILE}: choose another directory"
         )
-    compare(record, identity, model_dir)
-    return True
 
 
-def compare(record: Record, identity: Record, model_dir: str) -> None:
-    """Raises UsageError if a value of `identity` differs from the recorded one."""
-    recorded = record["identity"]
-    for flag, value in identity.items():
-        if recorded.get(flag) != value:
-            raise UsageError(
-                f"--{flag}={_short(value)} differs from the run in --model_dir={model_dir}, which "
-                f"has {_short(recorded.get(flag))}: give the same value, or another directory"
-            )
+def write(model_dir: str, mode: str, identity: Record, facts: Record) -> None:
+    """Makes model_dir the home of a run that `check` has let pass.
+
+    Args:
+        model_dir: made if it is not there.
+        mode: "search" or "train".
+        identity: as in `check`.
+        facts: more that later modes need to know: class names, palette, ...
+    """
+    make_directory(model_dir)
+    record = {"mode": mode, "identity": identity, **facts}
+    write_atomically(os.path.join(model_dir, FILE), json.dumps(record, indent=1) + "\n")
+
+
+def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
+    """Writes flags.cfg, a flagfile that resumes the run from anywhere.
+
+    Args:
+        model_dir: exists.
+        flags: absl flags; those without a value are left out, and --checkpoint, which says where
+            one process started.
+    """
+    paths = ("data_dir", "model_dir", "genotype", "init_checkpoint")
+    lines = []
+    for flag in flags:
+        if flag.name in paths and flag.value and flag.value not in genotypes.PRESET_PATHS:
+            lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
+        elif flag.value is not None and flag.name != "checkpoint":
+            lines.append(flag.serialize())
+    write_atomically(os.path.join(model_dir, "flags.cfg"), "\n".join(lines) + "\n")
+
+
+def figure(model_dir: str, name: str) -> str:
+    """The path of a figure, in a directory that exists."""
+    return str(make_directory(os.path.join(model_dir, "figures")) / f"{name}.png")
 
 
 def read(model_dir: str, mode: str) -> Record:
@@ -64,14 +88,14 @@ def read(model_dir: str, mode: str) -> Record:
 
     Raises:
         UsageError: model_dir holds no run, or one of another mode.
+        RunError: the record is damaged.
     """
-    path = os.path.join(model_dir, FILE)
-    if not os.path.exists(path):
+    if not os.path.exists(os.path.join(model_dir, FILE)):
         raise UsageError(
             f"--model_dir={model_dir} holds no run (no {FILE}): give the directory that "
             f"--mode={mode} wrote"
         )
-    record = _read(path)
+    record = _read(model_dir)
     if record["mode"] != mode:
         raise UsageError(
             f"--model_dir={model_dir} holds a run of --mode={record['mode']}: this mode needs one "
@@ -80,7 +104,44 @@ def read(model_dir: str, mode: str) -> Record:
     return record
 
 
-def _read(path: str) -> Record:
+def compare(record: Record, identity: Record, model_dir: str) -> None:
+    """Raises UsageError if a value of `identity` differs from the recorded one."""
+    recorded = record["identity"]
+    for flag, value in json.loads(json.dumps(identity)).items():
+        if recorded.get(flag) != value:
+            remedy = "give the same value, or another directory"
+            if not os.path.isdir(_checkpoints(model_dir)):
+                remedy += ", or remove this one: it holds no checkpoint yet"
+            raise UsageError(
+                f"--{flag} is {_short(value)}, but {_short(recorded.get(flag))} in the run that "
+                f"--model_dir={model_dir} holds: {remedy}"
+            )
+
+
+def read_genotype(model_dir: str) -> Genotype:
+    """The genotype.json of model_dir.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return genotypes.load(os.path.join(model_dir, GENOTYPE))
+    except ValueError as error:
+        raise RunError(f"{error}: restore it, or choose another --model_dir") from None
+
+
+def architecture(genotype: Genotype) -> str:
+    """What makes two genotypes different networks, in one line."""
+    content = json.loads(genotype.to_json())
+    return json.dumps([content[key] for key in ("path", "cells", "cell_of_layer")])
+
+
+def _checkpoints(model_dir: str) -> str:
+    return os.path.join(model_dir, "checkpoints")
+
+
+def _read(model_dir: str) -> Record:
+    path = os.path.join(model_dir, FILE)
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)

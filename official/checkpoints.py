@@ -56,6 +56,7 @@ class Checkpoints:
         self._groups = groups
         self._optional = optional
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._on_disk: str | None = None  # path prefix of what was last saved or restored
         self._save_to = save_to or directory
         maps = {group: _by_name(group, variables) for group, variables in groups.items()}
         if len({id(v) for m in maps.values() for v in m.values()}) < sum(map(len, maps.values())):
@@ -78,17 +79,25 @@ class Checkpoints:
         """Saves all groups and the step; returns the checkpoint's path prefix.
 
         A kill at any moment leaves the previous checkpoint good and the newest. Nothing is written
-        if the newest one is already that of this step.
+        if this step is the one that was last saved or restored here.
 
         Raises:
-          RunError: it cannot be written.
+          RunError: a variable holds NaN or infinity, or the checkpoint cannot be written.
         """
-        newest = self._manager.latest_checkpoint
-        if newest == os.path.join(self._save_to, f"{_PREFIX}-{step}"):
-            return newest
+        path = os.path.join(self._save_to, f"{_PREFIX}-{step}")
+        if path == self._on_disk:
+            return path
+        for group, variables in self._groups.items():
+            for name, variable in _by_name(group, variables).items():
+                if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
+                    raise RunError(
+                        f"{group}: {name} is not finite after step {step}; the checkpoints saved "
+                        "before are kept: try a smaller --learning_rate, or --precision=float32"
+                    )
         self._step.assign(step)
         try:
-            return self._manager.save(checkpoint_number=step)
+            self._on_disk = self._manager.save(checkpoint_number=step)
+            return path
         except (OSError, tf.errors.OpError) as error:
             raise RunError(
                 f"cannot save the checkpoint of step {step} in {self._save_to}: {error}"
@@ -110,6 +119,7 @@ class Checkpoints:
         path = path or self.latest()
         if path is None:
             return 0
+        self._on_disk = find(path)
         return restore(path, self._groups, optional=self._optional)
 
 

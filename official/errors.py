@@ -1,13 +1,14 @@
-"""How a user's mistake ends a command: one line, the right exit code, no traceback.
+"""How a command begins, and how a user's mistake ends it: one line, an exit code, no traceback.
 
 Exit code 2: the command line or a flagfile is wrong and nothing was started.
 Exit code 1: data, a file or the run itself failed.
+Exit code 130: Ctrl-C.
 """
 
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class UsageError(Exception):
@@ -19,33 +20,36 @@ class RunError(Exception):
 
 
 def run_app(main: Callable[[], None]) -> None:
-    """Parses absl flags, runs `main()` and exits; errors become one line on stderr.
+    """Parses absl flags, runs `main()`; errors become one line on stderr and an exit code.
 
     Positional arguments are refused: in a flagfile they are what a line without `--` turns into.
+
+    Raises:
+        SystemExit: `main` did not return.
     """
+    app.define_help_flags()
+    try:
+        arguments = flags.FLAGS(sys.argv)
+        if len(arguments) > 1:
+            raise UsageError(
+                f"unexpected argument {arguments[1]!r}: flags are written --name=value (in a "
+                "flagfile too, one per line)"
+            )
+        # TensorFlow and tensorflow-datasets tell of every file that they read or write.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
+        main()
+    except (flags.Error, UsageError) as error:
+        raise SystemExit(_say(str(error), 2)) from None
+    except RunError as error:
+        raise SystemExit(_say(str(error), 1)) from None
+    except OSError as error:  # a full disk, a file that may not be read, ...
+        what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        raise SystemExit(_say(what, 1)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(_say("interrupted", 130)) from None
 
-    def parse(arguments: list[str]) -> list[str]:
-        try:
-            return flags.FLAGS(arguments)
-        except flags.Error as error:
-            raise SystemExit(_say(error, 2)) from None
 
-    def checked_main(arguments: list[str]) -> None:
-        try:
-            if len(arguments) > 1:
-                raise UsageError(
-                    f"unexpected argument {arguments[1]!r}: flags are written --name=value "
-                    "(in a flagfile too, one per line)"
-                )
-            main()
-        except UsageError as error:
-            raise SystemExit(_say(error, 2)) from None
-        except RunError as error:
-            raise SystemExit(_say(error, 1)) from None
-
-    app.run(checked_main, flags_parser=parse)
-
-
-def _say(error: Exception, code: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _say(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code

@@ -5,7 +5,7 @@ it is scaled, cropped and flipped. So a run resumes at any step at no cost, and 
 many see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ def train_batches(
     batch_size: int,
     crop_size: tuple[int, int],
     scales: Sequence[float],
+    random_crop: bool,
     flip: bool,
     records: np.ndarray | None = None,
     stream: int = 0,
@@ -89,6 +90,7 @@ def train_batches(
       batch_size: global batch size.
       crop_size: (height, width).
       scales: scale factors to choose from; see `preprocessing.augment`.
+      random_crop: whether to crop anywhere, not in the middle.
       flip: whether to mirror at random.
       records: int64 [n], numbers of the records to use; None for all.
       stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
@@ -134,6 +136,7 @@ def train_batches(
             example_seed(seed, stream, number),
             crop_size=crop_size,
             scales=scales,
+            random_crop=random_crop,
             flip=flip,
             ignore_label=description.ignore_label,
         )
@@ -144,6 +147,27 @@ def train_batches(
         example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
     return dataset.batch(batch_size // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def distributed_batches(
+    strategy: tf.distribute.Strategy, description: Description, split: str, **options: Any
+) -> Iterator[Any]:
+    """What `train_batches` gives for the other `options`, to all replicas of a strategy, endlessly.
+
+    Raises:
+      RunError: a record cannot be used.
+    """
+    iterator = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: train_batches(description, split, input_context=context, **options)
+        )
+    )
+    while True:
+        try:
+            batch = next(iterator)
+        except tf.errors.OpError as error:
+            raise data_error(error, description) from None
+        yield batch
 
 
 def eval_images(

@@ -125,6 +125,8 @@ class PackedNorm:
         """The batch's (mean, unbiased variance), float32 [sum of channels]; None if not collected."""
         if self._moving is not None:
             return None
+        if not self._collected:
+            return tf.zeros([0]), tf.zeros([0])
         means, variances = zip(*self._collected, strict=True)
         return tf.concat(means, 0), tf.concat(variances, 0)
 

@@ -96,6 +96,7 @@ def augment(
     *,
     crop_size: tuple[int, int],
     scales: Sequence[float],
+    random_crop: bool,
     flip: bool,
     ignore_label: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -111,6 +112,8 @@ def augment(
       seed: int32 or int64 [2]; equal seeds give equal results.
       crop_size: (height, width) of the result.
       scales: scale factors > 0; (1.0,) leaves sizes alone.
+      random_crop: False takes the middle of the scaled image (the pixel above or left of it, if the
+        rest is odd).
       flip: whether to mirror left and right at random.
       ignore_label: label of padding.
 
@@ -123,8 +126,10 @@ def augment(
     for axis, crop in enumerate(crop_size):
         side = tf.shape(image, tf.int64)[axis]
         scaled = scaled_side(side, scale)
-        starts = tf.maximum(scaled - crop, 0) + 1
-        start = tf.cast(draws[1 + axis] * tf.cast(starts, tf.float32), tf.int64)
+        rest = tf.maximum(scaled - crop, 0)
+        start = rest // 2
+        if random_crop:
+            start = tf.cast(draws[1 + axis] * tf.cast(rest + 1, tf.float32), tf.int64)
         places = start + tf.range(crop, dtype=tf.int64)
         if axis == 1 and flip:
             places = tf.where(draws[3] < 0.5, places[::-1], places)

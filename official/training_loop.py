@@ -1,10 +1,11 @@
-"""The outer loop: it owns steps, progress, reports, saving and stopping; the caller owns one step."""
+"""The outer loop: it owns steps, progress, reports, saving and stopping; callers own one step."""
 
 import functools
 import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,32 +13,34 @@ from typing import Any
 import tensorflow as tf
 
 from official.errors import RunError
+from official.files import write_atomically
 from official.progress import Progress
 
 Row = dict[str, Any]
+Losses = dict[str, tf.Tensor]
 
 
-class History:
+class _History:
     """history.jsonl, one object per report, and the same numbers as TensorBoard summaries.
 
     Args:
         model_dir: where the file is.
-        start_step: reports of later steps, from before the last save was lost, are dropped.
+        start_step: reports of later steps, which were not saved or are to be made again, go.
         writes: False on all workers but the chief.
     """
 
-    def __init__(self, model_dir: str, start_step: int, writes: bool = True) -> None:
+    def __init__(self, model_dir: str, start_step: int, writes: bool) -> None:
         self._path = os.path.join(model_dir, "history.jsonl")
-        self.rows = [row for row in read_history(self._path) if row["step"] <= start_step]
+        self.rows = [row for row in read_history(model_dir) if row["step"] <= start_step]
         self._writer = None
         if writes:
-            lines = "".join(json.dumps(row) + "\n" for row in self.rows)
-            with open(self._path, "w", encoding="utf-8") as file:
-                file.write(lines)
+            write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
             self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
 
+    def has(self, step: int) -> bool:
+        return any(row["step"] == step for row in self.rows)
+
     def append(self, row: Row) -> None:
-        """Adds one report; `row` has at least "step"."""
         self.rows.append(row)
         if self._writer is None:
             return
@@ -50,9 +53,9 @@ class History:
         self._writer.flush()
 
 
-def read_history(path: str) -> list[Row]:
-    """The reports of a history.jsonl, [] if there is none; a line that a kill cut off is left out."""
-    rows = []
+def read_history(model_dir: str) -> list[Row]:
+    """The reports in history.jsonl, [] if there is none; a line that a kill cut off is left out."""
+    path, rows = os.path.join(model_dir, "history.jsonl"), []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             for line in file:
@@ -63,11 +66,12 @@ def read_history(path: str) -> list[Row]:
     return rows
 
 
-class _Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them."""
+class _Interrupts:
+    """Notes SIGINT and SIGTERM instead of dying of them; while `at_once`, it also raises."""
 
-    def __enter__(self) -> "_Interrupt":
+    def __enter__(self) -> "_Interrupts":
         self.received: int | None = None
+        self.at_once = False
         self._old = {
             number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -75,98 +79,140 @@ class _Interrupt:
 
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
+        if self.at_once:
+            self.at_once = False
+            raise KeyboardInterrupt
 
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
 
+class _Measured:
+    """What the steps since the last report took and gave."""
+
+    def __init__(self) -> None:
+        self.losses: list[Losses] = []
+        self.waited, self._since = 0.0, time.monotonic()
+
+    def means(self, batch_size: int) -> dict[str, float]:
+        """Mean of every loss, images_per_s and wait_share."""
+        names = {name: None for step in self.losses for name in step}
+        values = {
+            name: [float(step[name]) for step in self.losses if name in step] for name in names
+        }
+        elapsed = time.monotonic() - self._since
+        return {
+            **{name: sum(some) / len(some) for name, some in values.items()},
+            "images_per_s": batch_size * len(self.losses) / elapsed,
+            "wait_share": self.waited / elapsed,
+        }
+
+
 def run(
     name: str,
-    step: Callable[..., dict[str, tf.Tensor]],
+    step: Callable[..., Losses],
     batches: Iterator[tuple[Any, ...]],
+    report: Callable[[int], Row],
     *,
+    model_dir: str,
     start_step: int,
     total_steps: int,
+    epoch_steps: int,
     batch_size: int,
     save: Callable[[int], Any],
     save_every: int,
-    report: Callable[[int, Row], str],
     report_every: int,
-) -> None:
+    writes: bool = True,
+) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
 
-    SIGINT and SIGTERM end the step, save and exit with 128 + the signal's number.
+    SIGINT and SIGTERM end the step, or cut a report short, save, and exit with 128 + the signal's
+    number. A report that was cut short, or lost to a kill, is made when the run goes on.
 
     Args:
+        name: of the run, for its progress.
         step: takes what `batches` yields; returns scalar losses by name.
+        batches: of arguments for `step`, from that of `start_step` on.
+        report: is given the number of steps made, every `report_every` and at the end. What it
+            returns becomes a row of history.jsonl, together with step, epoch, and since the last
+            report the mean of each loss, images_per_s, and wait_share, the part 0..1 of the time
+            that steps waited for data. "val_miou" is shown.
+        model_dir: where history.jsonl and summaries are.
+        epoch_steps: steps in an epoch, for the reports.
         batch_size: images a step, for the rate.
         save: is given the number of steps made, every `save_every` and at the end; never after a
             loss that was not finite.
-        report: is given the number of steps made and the means since the last report: the losses,
-            images_per_s and wait_share (0..1, the part of the time that steps waited for data).
-            Every `report_every` steps and at the end. Returns a few words for the progress line.
+        writes: False on all workers but the chief.
+
+    Returns:
+        all rows of history.jsonl.
 
     Raises:
-        RunError: a loss is not finite, or the input pipeline fails.
+        RunError: a loss is not finite.
     """
-    losses: list[dict[str, tf.Tensor]] = []
-    said = ""
-    waited, since = 0.0, time.monotonic()
-    progress = Progress(name, total_steps - start_step, unit="steps")
-    with _Interrupt() as interrupt, progress:
-        for done in range(start_step + 1, total_steps + 1):
-            before = time.monotonic()
-            try:
+
+    def is_due(every: int) -> bool:
+        return done == total_steps or done % every == 0
+
+    def make_report(means: dict[str, float]) -> str:
+        row = {"step": done, "epoch": done / epoch_steps, **means, **report(done)}
+        history.append(row)
+        return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
+
+    done, said = start_step, ""
+    history = _History(model_dir, start_step, writes)
+    _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
+    with _Interrupts() as interrupts, Progress(name, total_steps - done, unit="steps") as progress:
+        try:
+            # Until the first step is done, which can take minutes, there is nothing to save.
+            interrupts.at_once = True
+            if start_step and is_due(report_every) and not history.has(start_step):
+                said = make_report({})
+            measured = _Measured()
+            while done < total_steps and interrupts.received is None:
+                before = time.monotonic()
                 arguments = next(batches)
-            except tf.errors.InvalidArgumentError as error:
-                raise RunError(f"an example cannot be read: {_assertion(error)}") from None
-            waited += time.monotonic() - before
-            losses.append(step(*arguments))
-            if len(losses) > 1:  # The step before: this one may still be running.
-                _check_finite(losses[-2], done - 1, name)
+                measured.waited += time.monotonic() - before
+                measured.losses.append(step(*arguments))
+                interrupts.at_once = False
+                done += 1
+                if len(measured.losses) > 1:  # The step before: this one may still be running.
+                    _check_finite(measured.losses[-2], done - 1, name)
+                progress.advance(1, functools.partial(_note, measured.losses[-1], said))
 
-            progress.advance(1, functools.partial(_note, losses[-1], said))
-            last = done == total_steps or interrupt.received is not None
-            if last or done % save_every == 0 or done % report_every == 0:
-                _check_finite(losses[-1], done, name)
-            if done % report_every == 0 or done == total_steps:
-                elapsed = time.monotonic() - since
-                measured = _means(losses) | {
-                    "images_per_s": batch_size * len(losses) / elapsed,
-                    "wait_share": waited / elapsed,
-                }
-                said = report(done, measured)
-                losses, waited, since = [], 0.0, time.monotonic()
-            # After the report: a run that is killed in between makes the report again.
-            if last or done % save_every == 0:
+                if interrupts.received is not None or is_due(save_every) or is_due(report_every):
+                    _check_finite(measured.losses[-1], done, name)
+                if interrupts.received is not None or is_due(save_every):
+                    save(done)
+                if interrupts.received is None and is_due(report_every):
+                    means = measured.means(batch_size)
+                    interrupts.at_once = True
+                    said = make_report(means)
+                    interrupts.at_once = False
+                    measured = _Measured()
+        except KeyboardInterrupt:
+            if done > start_step:
                 save(done)
-            if interrupt.received is not None and done < total_steps:
-                print(f"stopped and saved after step {done}; the same command goes on from there")
-                raise SystemExit(128 + interrupt.received)
+        if interrupts.received is not None:
+            _say(f"stopped and saved at step {done}: the same command goes on from there")
+            raise SystemExit(128 + interrupts.received)
+    return history.rows
 
 
-def _note(losses: dict[str, tf.Tensor], said: str) -> str:
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _note(losses: Losses, said: str) -> str:
     values = [f"{key} {float(value):.4f}" for key, value in losses.items()]
     return ", ".join([*values, said] if said else values)
 
 
-def _means(losses: list[dict[str, tf.Tensor]]) -> dict[str, float]:
-    names = {name: None for step in losses for name in step}
-    found = {name: [float(step[name]) for step in losses if name in step] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
-
-
-def _check_finite(losses: dict[str, tf.Tensor], step: int, name: str) -> None:
+def _check_finite(losses: Losses, step: int, name: str) -> None:
     for key, value in losses.items():
         if not math.isfinite(float(value)):
             raise RunError(
                 f"{name}: {key} is {float(value)} at step {step}; the checkpoints saved before are "
                 "kept: try a smaller --learning_rate, or --precision=float32"
             )
-
-
-def _assertion(error: tf.errors.OpError) -> str:
-    """The words of a failed assertion in an input pipeline, without the graph around them."""
-    words = error.message.split("b'", 1)
-    return words[1].split("'", 1)[0] if len(words) == 2 else error.message.splitlines()[0]

@@ -10,9 +10,14 @@ import collections
 import dataclasses
 from collections.abc import Iterator
 
+if __name__ == "__main__":
+    from official.quiet import import_tensorflow
+
+    import_tensorflow()
+
 import numpy as np
 import tensorflow as tf
-from absl import flags, logging
+from absl import flags
 
 from official.errors import RunError, run_app
 from official.input_pipeline import decode_image, decode_label
@@ -109,7 +114,6 @@ def check(data_dir: str) -> None:
 
 def main() -> None:
     """Reads the flag and checks."""
-    logging.set_verbosity(logging.ERROR)
     check(flags.FLAGS.data_dir)
 
 

@@ -17,10 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    from official.quiet import import_tensorflow
+
+    import_tensorflow()
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 from PIL import Image
 
 from official.errors import RunError, UsageError, run_app
@@ -212,7 +217,6 @@ def convert(name: str, source_dir: str, output_dir: str, resize_factor: float = 
 def main() -> None:
     """Reads the flags and converts."""
     values = flags.FLAGS
-    logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()
     convert(values.dataset, values.source_dir, values.output_dir, values.resize_factor)
 

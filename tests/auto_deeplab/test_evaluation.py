@@ -9,7 +9,6 @@ import tensorflow as tf
 from auto_deeplab.evaluation import (
     Evaluator,
     class_table,
-    evaluate,
     mean_probabilities,
     write_metrics,
 )
@@ -51,6 +50,10 @@ def as_dataset(elements) -> tf.data.Dataset:
 def settings(strategy=None, **more):
     strategy = strategy or tf.distribute.OneDeviceStrategy("CPU:0")
     return {"class_names": NAMES, "ignore_label": VOID, "strategy": strategy, **more}
+
+
+def evaluate(model, images, **settings):
+    return Evaluator(model, **settings)(images)
 
 
 def count(model, elements) -> np.ndarray:

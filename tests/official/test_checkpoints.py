@@ -142,6 +142,31 @@ def test_a_step_is_not_saved_twice(tmp_path):
     assert path.stat().st_mtime_ns == before
 
 
+def test_going_on_from_an_earlier_step_replaces_what_came_after(tmp_path):
+    _, _, groups = everything(1)
+    run = Checkpoints(str(tmp_path), groups)
+    for step in (5, 10):
+        run.save(step)
+    index = tmp_path / "ckpt-10.index"
+    index.write_bytes(b"damaged")
+    again = Checkpoints(str(tmp_path), everything(2)[2])
+    assert again.restore(str(tmp_path / "ckpt-5")) == 5
+    again.save(10)
+    assert index.read_bytes() != b"damaged"
+    assert Checkpoints(str(tmp_path), everything(3)[2]).restore() == 10
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    _, _, groups = everything(1)
+    run = Checkpoints(str(tmp_path), groups)
+    run.save(5)
+    group, variables = next(iter(groups.items()))
+    variables[0].assign(tf.fill(variables[0].shape, np.nan))
+    with pytest.raises(RunError, match=f"{group}: .* is not finite after step 6"):
+        run.save(6)
+    assert run.latest() == str(tmp_path / "ckpt-5")
+
+
 @pytest.mark.parametrize("content", [None, "", "not what TensorFlow writes"])
 def test_the_file_that_names_the_newest_is_lost(tmp_path, content):
     _, _, groups = everything(1)

@@ -6,14 +6,25 @@ import tensorflow as tf
 
 from official import input_pipeline
 from official.errors import RunError, UsageError
-from official.input_pipeline import check_crop_size, eval_images, split_halves, train_batches
+from official.input_pipeline import (
+    check_crop_size,
+    distributed_batches,
+    eval_images,
+    split_halves,
+    train_batches,
+)
 from official.records import read_description
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
-AUGMENTED = {"crop_size": (33, 41), "scales": (0.5, 1.0, 1.5), "flip": True}
+AUGMENTED = {
+    "crop_size": (33, 41),
+    "scales": (0.5, 1.0, 1.5),
+    "random_crop": True,
+    "flip": True,
+}
 # With these the red channel of every pixel is the number of the record.
-PLAIN = {"crop_size": (5, 7), "scales": (1.0,), "flip": False}
+PLAIN = {"crop_size": (5, 7), "scales": (1.0,), "random_crop": True, "flip": False}
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +131,7 @@ def test_replicas_get_consecutive_parts_of_the_global_batch(description, pipelin
 def test_two_replicas_of_a_strategy_see_the_global_batch(description, two_replicas):
     options = {"seed": 2, "batch_size": 4, **AUGMENTED}
     whole = take(train_batches(description, "train", **options), 2)
-    distributed = iter(
-        two_replicas.distribute_datasets_from_function(
-            lambda context: train_batches(description, "train", input_context=context, **options)
-        )
-    )
+    distributed = distributed_batches(two_replicas, description, "train", **options)
     for expected in whole:
         parts = next(distributed)
         for key, value in parts.items():
@@ -196,6 +203,18 @@ def test_a_label_out_of_range_stops_training_and_evaluation(copy):
             f"{copy}: leftImg8bit/train/town/{wrong} "
             "(python -m tfrecords_tools.check names every bad record)"
         )
+
+
+def test_a_distributed_run_ends_in_one_line(copy):
+    description = read_description(str(copy))
+    label = np.full(SIZE, 42, np.uint8)
+    change_records(description.split("train").files[0], lambda i, f: set_label(f, label))
+    strategy = tf.distribute.OneDeviceStrategy("CPU:0")
+    batches = distributed_batches(
+        strategy, description, "train", seed=0, batch_size=7, start_step=0, **PLAIN
+    )
+    with pytest.raises(RunError, match=r"label 42 is neither 0..18 nor 255 \(void\)"):
+        next(batches)
 
 
 def test_a_label_map_of_another_size_stops_training(copy):

@@ -17,13 +17,14 @@ def random_pair(size=SIZE, labels=(0, 7, 18)):
     return tf.constant(image), tf.constant(rng.choice(np.array(labels, np.uint8), size))
 
 
-def run(image, label, seed, crop_size, scales=SCALES, flip=True):
+def run(image, label, seed, crop_size, scales=SCALES, flip=True, random_crop=True):
     image, label = augment(
         image,
         label,
         tf.constant([seed, 5], tf.int64),
         crop_size=crop_size,
         scales=scales,
+        random_crop=random_crop,
         flip=flip,
         ignore_label=255,
     )
@@ -101,6 +102,21 @@ def test_scale_one_is_an_exact_crop():
     assert np.array_equal(label[y : y + 20, x : x + 30], crop_label)
 
 
+def test_without_random_crop_the_middle_is_taken_whatever_the_seed():
+    image, label = random_pair()
+    # 33 - 20 = 13 rows are left over, 6 of them above; 50 - 31 = 19 columns, 9 of them left.
+    for seed in range(5):
+        crop, crop_label = run(image, label, seed, (20, 31), (1.0,), False, random_crop=False)
+        assert np.array_equal(crop, image[6:26, 9:40])
+        assert np.array_equal(crop_label, label[6:26, 9:40])
+    # Scaled to 66 x 100 the middle 64 x 99 starts at 1, 0; a larger crop is padded as ever.
+    crop, _ = run(image, label, 0, (64, 99), (2.0,), False, random_crop=False)
+    whole, _ = run(image, label, 0, (66, 100), (2.0,), False)
+    assert np.array_equal(crop, whole[1:65, :99])
+    crop, _ = run(image, label, 0, (40, 60), (1.0,), False, random_crop=False)
+    assert np.array_equal(crop[:33, :50], image) and np.all(crop[33:] == 127.5)
+
+
 def test_flip_mirrors_exactly_and_half_of_the_time():
     image, label = random_pair()
     flipped = 0
@@ -147,6 +163,7 @@ def test_scale_row_column_and_flip_are_drawn_uniformly_and_independently():
             tf.stack([number, 5]),
             crop_size=(3, 3),
             scales=(1.0, 1.8),
+            random_crop=True,
             flip=True,
             ignore_label=255,
         )
@@ -177,6 +194,7 @@ def test_eager_equals_tf_data():
             tf.stack([number, 5]),
             crop_size=(24, 70),
             scales=SCALES,
+            random_crop=True,
             flip=True,
             ignore_label=255,
         )

@@ -1,0 +1,184 @@
+"""The flags of train.py: what they default to in each mode, and which of them make up a run.
+
+Only train.py reads their values.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from absl import flags
+
+from auto_deeplab import genotype, search_space
+from official import distribution
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "search": ("data_dir", "model_dir"),
+    "decode": ("model_dir",),
+    "train": ("data_dir", "model_dir"),
+    "eval": ("data_dir", "model_dir"),
+    "predict": ("model_dir", "input", "output_dir"),
+    "export": ("model_dir",),
+    "profile": (),
+}
+"""The flags that each mode cannot do without."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "search": {
+        "crop_size": "321",
+        "batch_size": 2,
+        "learning_rate": 0.025,
+        "weight_decay": 3e-4,
+        "filter_multiplier": 8,
+    },
+    "train": {
+        "crop_size": "769",
+        "batch_size": 16,
+        "learning_rate": 0.05,
+        "weight_decay": 4e-5,
+        "filter_multiplier": 20,
+    },
+    "profile": {"crop_size": "1025,2049", "filter_multiplier": 20, "num_classes": 19},
+}
+"""What the mode decides when the flag is not given; the sources are in docs/paper.md."""
+
+AUGMENTATION = ("crop_size", "random_scale", "random_crop", "random_flip")
+SEARCH_IDENTITY = (
+    *("seed", "train_split", "batch_size", *AUGMENTATION, "epochs", "alpha_start_epoch"),
+    *("learning_rate", "min_learning_rate", "weight_decay"),
+    *("arch_learning_rate", "arch_weight_decay"),
+    *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
+)
+NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
+NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
+TRAIN_IDENTITY = (
+    *("seed", "train_split", "batch_size", *AUGMENTATION, "train_steps"),
+    *("learning_rate", "weight_decay", "init_checkpoint", *NETWORK),
+)
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a flag's text with a function; the message of its ValueError is shown to the user."""
+
+    def __init__(self, read: Callable[[str], Any], meaning: str) -> None:
+        self._read, self.syntactic_help = read, meaning
+
+    def parse(self, argument: str) -> Any:
+        return self._read(argument)
+
+
+def _numbers(kind: type, counts: range, meaning: str, text: str) -> list[Any]:
+    """Reads comma-separated positive numbers, as many as one of `counts`."""
+    try:
+        values = [kind(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in counts or not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"give {meaning}")
+    return values
+
+
+def _sides(text: str) -> list[int]:
+    values = _numbers(int, range(1, 3), "one positive number, or height,width", text)
+    return [values[0], values[-1]]
+
+
+def _operations(text: str) -> list[str]:
+    return list(search_space.validate_operations(text.split(",")))
+
+
+def _list(
+    name: str, default: str | None, text: str, read: Callable[[str], Any], meaning: str
+) -> None:
+    flags.DEFINE(
+        _Parser(read, meaning), name, default, text, serializer=flags.CsvListSerializer(",")
+    )
+
+
+_count = partial(flags.DEFINE_integer, lower_bound=1)
+_share = partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
+_strength = partial(flags.DEFINE_float, lower_bound=0.0)
+
+flags.DEFINE_enum("mode", None, list(NEEDED), "What to do.", required=True)
+flags.DEFINE_string("data_dir", None, "The --output_dir of tfrecords_tools.convert.")
+flags.DEFINE_string("model_dir", None, "Directory of the run; search and train use separate ones.")
+flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0, upper_bound=2**31 - 1)
+flags.DEFINE_integer("num_classes", None, "Checked against the data; used by profile alone.")
+flags.DEFINE_integer("ignore_label", None, "Checked against the data: the label of void pixels.")
+flags.DEFINE_string("train_split", "train", "Split to train on; search halves it.")
+flags.DEFINE_string("eval_split", "val", "Split to evaluate on.")
+_count("eval_every", None, "Steps between reports. Default: an epoch (search), 1/20 (train).")
+_count("save_every", None, "Steps between checkpoints. Default: as --eval_every.")
+_count("max_eval_images", None, "Evaluate on so many evenly spaced images. Default: all.")
+flags.DEFINE_string("checkpoint", None, "Path up to the step, or directory. Default: the newest.")
+flags.DEFINE_enum("distribution_strategy", "one_device", distribution.STRATEGIES, "Where to run.")
+flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "What layers compute in.")
+flags.DEFINE_bool("jit_compile", False, "Compile steps with XLA; one replica, meant for GPUs.")
+flags.DEFINE_bool("deterministic", False, "Equal runs give equal bits; slower, one thread.")
+
+# search and train
+_list("crop_size", None, "Training crop. Default: 321, 769.", _sides, "side, or height,width")
+_count("batch_size", None, "Global batch size. Default: 2, 16.")
+flags.DEFINE_bool("random_scale", True, "Augmentation: scale by 0.5, 0.75, ..., 2.")
+flags.DEFINE_bool("random_crop", True, "Augmentation: crop anywhere; else the middle.")
+flags.DEFINE_bool("random_flip", True, "Augmentation: mirror left and right.")
+_strength("learning_rate", None, "Initial rate. Default: 0.025 (cosine), 0.05 (polynomial).")
+_strength("weight_decay", None, "Coupled L2. Default: 3e-4 on all weights, 4e-5 on kernels.")
+_count("filter_multiplier", None, "F. Default: 8, 20. The paper's S, M, L have 20, 32, 48.")
+_list(
+    "stem_filters",
+    "64,64,128",
+    "Channels of the stem's three convolutions.",
+    partial(_numbers, int, range(3, 4), "three positive numbers"),
+    "three numbers",
+)
+
+# search
+_count("epochs", 40, "search: passes over trainA.")
+flags.DEFINE_integer(
+    "alpha_start_epoch", 20, "search: first epoch that moves alpha and beta.", lower_bound=0
+)
+_strength("min_learning_rate", 0.001, "search: where the cosine ends.")
+_strength("arch_learning_rate", 0.003, "search: Adam's rate for alpha and beta.")
+_strength("arch_weight_decay", 0.001, "search: coupled L2 on alpha and beta.")
+_list(
+    "operations",
+    ",".join(search_space.OPERATIONS),
+    "search: the cell's operations.",
+    _operations,
+    f"some of {', '.join(search_space.KNOWN_OPERATIONS)}",
+)
+_count("num_layers", 12, "search: L.")
+_count("num_blocks", 5, "search: B.")
+
+# train
+flags.DEFINE_string(
+    "genotype",
+    None,
+    f"train, profile: a genotype.json, or one of {', '.join(genotype.PRESET_PATHS)}.",
+)
+_count("train_steps", 1_500_000, "train: number of steps.")
+flags.DEFINE_string("init_checkpoint", None, "train: weights to start from.")
+_share("drop_path_keep_prob", 1.0, "train: scheduled drop path's final keep probability.")
+_share("batch_norm_decay", 0.9997, "train: BN's moving average; 0.9 to 0.99 for short runs.")
+flags.DEFINE_bool("fine_tune_batch_norm", True, "train: false freezes BN's statistics.")
+_count("head_filters", 256, "train: channels of ASPP and decoder.")
+
+# eval, predict, export
+_list(
+    "eval_scales",
+    "1.0",
+    "eval: scales whose probabilities are averaged.",
+    partial(_numbers, float, range(1, 20), "one or more positive factors"),
+    "factors",
+)
+flags.DEFINE_bool("eval_flip", False, "eval: average over the mirror image too.")
+flags.DEFINE_string("input", None, "predict: an image, a folder, or a glob.")
+flags.DEFINE_string("output_dir", None, "predict: where the pictures go.")
+flags.DEFINE_string("export_dir", None, "export: where. Default: model_dir/export.")
+flags.DEFINE_bool("export_probabilities", False, "export: signatures answer probabilities too.")
+
+for _name in ("learning_rate", "arch_learning_rate", "drop_path_keep_prob"):
+    flags.register_validator(
+        _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"
+    )

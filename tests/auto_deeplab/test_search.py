@@ -1,0 +1,415 @@
+"""The bilevel step: two groups of variables, neither of whose steps touches the other's."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from auto_deeplab import search_space
+from auto_deeplab.architecture import Architecture
+from auto_deeplab.search import Search, batches, decoded, report
+from auto_deeplab.supernet import SuperNet
+from official import distribution, optimizers
+from official.training_step import mean_loss
+from tests.auto_deeplab import reference
+from tests.auto_deeplab.training import (
+    CLASSES,
+    VOID,
+    assert_same,
+    assert_same_change,
+    per_replica,
+    random_batch,
+    values,
+)
+
+FEW = ("sep_conv_3x3", "atrous_conv_3x3", "max_pool_3x3", "skip_connect", "none")
+
+
+def make(
+    strategy,
+    num_layers,
+    num_blocks,
+    operations,
+    *,
+    weight_optimizer=lambda: optimizers.sgd(0.025, l2=3e-4),
+    # Not Adam, which would hide a wrong factor of the gradient.
+    architecture_optimizer=lambda: optimizers.sgd(1.0, l2=1e-3),
+    jit_compile=False,
+):
+    with strategy.scope():
+        keras.utils.set_random_seed(0)
+        net = SuperNet(
+            num_classes=CLASSES,
+            num_layers=num_layers,
+            num_blocks=num_blocks,
+            operations=operations,
+            filter_multiplier=2,
+            stem_filters=(4, 4, 6),
+        )
+        architecture = Architecture(
+            num_layers=num_layers, num_blocks=num_blocks, operations=operations, seed=0
+        )
+        return Search(
+            net,
+            architecture,
+            weight_optimizer=weight_optimizer(),
+            architecture_optimizer=architecture_optimizer(),
+            ignore_label=VOID,
+            strategy=strategy,
+            jit_compile=jit_compile,
+        )
+
+
+def one_device(*args, **options):
+    return make(distribution.make_strategy("one_device"), *args, **options)
+
+
+def moving(search):
+    return values(search.supernet.non_trainable_variables)
+
+
+def weights(search):
+    return values(search.supernet.trainable_variables)
+
+
+def architecture(search):
+    return values(search.architecture.variables)
+
+
+def optimizer_state(optimizer):
+    return values(optimizers.rule_variables(optimizer))
+
+
+def everything(search):
+    return [
+        *search.supernet.variables,
+        *search.architecture.variables,
+        *search.weight_optimizer.variables,
+        *search.architecture_optimizer.variables,
+    ]
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """All eight operations and all four levels; its steps are run eagerly, which is quicker."""
+    search = one_device(3, 2, search_space.OPERATIONS)
+    return search, [v.numpy() for v in everything(search)]
+
+
+@pytest.fixture
+def search(untouched):
+    """The same in its first state."""
+    search, state = untouched
+    for variable, value in zip(everything(search), state, strict=True):
+        variable.assign(value)
+    return search
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """A smaller one, whose steps are quick once they are traced."""
+    return one_device(2, 1, FEW)
+
+
+def weight_step(search, batch):
+    return search.weight_step.python_function(batch)
+
+
+def architecture_step(search, batch):
+    # Alone: a search step moves weights first.
+    return search._strategy.run(search._update_architecture, (batch,))
+
+
+def logits(search, batch):
+    """In training form: at the start, moving statistics say nothing about the data."""
+    probabilities = search.architecture.probabilities()
+    return search.supernet(batch["image"], *probabilities, training=True)[0]
+
+
+def loss(search, batch):
+    return mean_loss(batch["label"], logits(search, batch), VOID)
+
+
+def packed_edge(name, packed, edge):
+    """One edge's slice of a packed variable of a cell with two blocks."""
+    return reference.edge_weights({name: packed}, 2, edge)[name].numpy()
+
+
+def test_the_groups_are_disjoint_and_complete(search):
+    with tf.GradientTape() as tape:
+        loss(search, random_batch(0))
+    w, a = search.supernet.trainable_variables, search.architecture.trainable_variables
+    groups = [id(v.value) for v in (*w, *a)]
+    assert len(set(groups)) == len(w) + len(a)
+    # What a forward pass reads and could be trained is what the two groups hold.
+    assert {id(v) for v in tape.watched_variables()} == set(groups)
+    assert [v.path for v in a] == ["architecture/alpha", "architecture/beta"]
+    rest = {v.name for v in search.supernet.variables} - {v.name for v in w}
+    assert rest == {"moving_mean", "moving_variance"}
+    # SGD has one momentum per variable of its own group, the step count and the rate.
+    assert len(search.weight_optimizer.variables) == len(w) + 2
+    assert len(search.architecture_optimizer.variables) == len(a) + 2
+
+
+def test_every_variable_and_every_slice_gets_a_gradient(search):
+    w, a = search.supernet.trainable_variables, search.architecture.trainable_variables
+    with tf.GradientTape() as tape:
+        value = loss(search, random_batch(0))
+    gradients = tape.gradient(value, [v.value for v in (*w, *a)])
+    for variable, gradient in zip((*w, *a), gradients, strict=True):
+        value, gradient = variable.numpy(), tf.convert_to_tensor(gradient).numpy()
+        slices = [(value, gradient)]
+        if variable.name.startswith(search_space.OPERATIONS):  # packed
+            slices = [
+                [
+                    reference.edge_weights({variable.name: x}, 2, edge)[variable.name].numpy()
+                    for x in slices[0]
+                ]
+                for edge in reference.cell_edges(2)
+            ]
+        if variable.name == "alpha":
+            slices = list(zip(value.flat, gradient.flat, strict=True))
+        if variable.name == "beta":
+            legal = search.architecture._legal
+            slices = list(zip(value[legal], gradient[legal], strict=True))
+            assert not np.any(gradient[~legal])
+        for own, own_gradient in slices:
+            assert np.linalg.norm(own_gradient) > 1e-6 * np.linalg.norm(own), variable.path
+
+
+def test_a_weight_step_leaves_the_architecture(search):
+    before = architecture(search), optimizer_state(search.architecture_optimizer)
+    old_weights, old_moving = weights(search), moving(search)
+    weight_step(search, random_batch(0))
+    assert_same(architecture(search), before[0])
+    assert_same(optimizer_state(search.architecture_optimizer), before[1])
+    for old, new in ((old_weights, weights(search)), (old_moving, moving(search))):
+        assert all(np.any(old[path] != new[path]) for path in old)
+    assert search.weight_optimizer.iterations.numpy() == 1
+
+
+def test_an_architecture_step_leaves_weights_and_moving_statistics(search):
+    weight_step(search, random_batch(0))
+    before = weights(search), moving(search), optimizer_state(search.weight_optimizer)
+    old = architecture(search)
+    architecture_step(search, random_batch(1))
+    assert_same(weights(search), before[0])
+    assert_same(moving(search), before[1])
+    assert_same(optimizer_state(search.weight_optimizer), before[2])
+    assert all(np.any(old[path] != new) for path, new in architecture(search).items())
+    assert search.architecture_optimizer.iterations.numpy() == 1
+
+
+def test_the_updates_are_coupled_sgd_on_each_half(search):
+    # First step, momentum still 0: v - rate * (g + l2 * v), g by the mean over valid pixels.
+    before = values([*search.supernet.trainable_variables, *search.architecture.variables])
+    w, a = search.supernet.trainable_variables, search.architecture.trainable_variables
+    for batch, group, rate, l2, step in (
+        (random_batch(0), w, 0.025, 3e-4, weight_step),
+        (random_batch(1), a, 1.0, 1e-3, architecture_step),
+    ):
+        with tf.GradientTape() as tape:
+            value = loss(search, batch)
+        gradients = tape.gradient(value, [v.value for v in group])
+        wanted = {
+            v.path: v.numpy() - rate * (tf.convert_to_tensor(g).numpy() + l2 * v.numpy())
+            for v, g in zip(group, gradients, strict=True)
+        }
+        np.testing.assert_allclose(step(search, batch), value, rtol=1e-5)
+        assert_same_change(values(group), wanted, {p: before[p] for p in wanted}, 1e-4)
+
+
+def test_forward_depends_on_probabilities_alone(search):
+    rng = np.random.default_rng(0)
+    batch = random_batch(0)
+    for variable in search.architecture.variables:
+        variable.assign(rng.normal(size=variable.shape))
+    before = logits(search, batch).numpy()
+    for variable in search.architecture.variables:
+        constants = rng.normal(size=(*variable.shape[:-1], 1)).astype("float32")
+        variable.assign(variable + constants)
+    after = logits(search, batch).numpy()
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+    # And it does depend on them.
+    for variable in search.architecture.variables:
+        variable.assign(rng.normal(size=variable.shape))
+        after = logits(search, batch).numpy()
+        assert np.abs(after - before).max() > 0.01 * np.abs(before).max()
+        before = after
+
+
+def test_traced_steps_equal_the_eager_ones(traced):
+    start = [v.numpy() for v in everything(traced)]
+    before = values(traced.supernet.variables) | architecture(traced)
+    one, two = random_batch(0), random_batch(1)
+    results = []
+    for eager in (True, False):
+        for variable, value in zip(everything(traced), start, strict=True):
+            variable.assign(value)
+        if eager:
+            losses = [weight_step(traced, one), weight_step(traced, two)]
+            losses.append(architecture_step(traced, one))
+        else:
+            losses = [traced.step(one)["loss_w"], *traced.step(two, one).values()]
+        # The architecture's loss is that of the weights just updated.
+        results.append((losses, values(traced.supernet.variables) | architecture(traced)))
+    (losses, wanted), (traced_losses, actual) = results
+    np.testing.assert_allclose(traced_losses, losses, rtol=1e-5)
+    assert_same_change(actual, wanted, before, 1e-4)
+
+
+def test_the_loss_falls_in_both_phases(traced):
+    batch = random_batch(0)
+    first = [float(traced.step(batch)["loss_w"]) for _ in range(30)]
+    second = [traced.step(batch, batch) for _ in range(30)]
+    # Guessing is ln 3 = 1.1.
+    assert first[-1] < 0.75 * first[0]
+    assert float(second[-1]["loss_w"]) < first[-1]
+    losses = [float(architecture_step(traced, batch)) for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert float(second[-1]["loss_arch"]) < float(second[0]["loss_arch"])
+
+
+def test_a_batch_without_valid_pixels_is_no_gradient(traced):
+    before = architecture(traced)
+    batch = random_batch(0) | {"label": np.full((4, 33, 33), VOID, "int32")}
+    losses = traced.step(batch, batch)
+    assert losses["loss_w"].numpy() == losses["loss_arch"].numpy() == 0.0
+    assert all(np.isfinite(v.numpy()).all() for v in everything(traced))
+    for path, value in before.items():
+        np.testing.assert_allclose(architecture(traced)[path], value, atol=0.1)
+
+
+def one_search_step(search, strategy, eager):
+    step = search.search_step.python_function if eager else search.search_step
+    losses = step(per_replica(strategy, random_batch(0)), per_replica(strategy, random_batch(1)))
+    return losses, values([*search.supernet.variables, *search.architecture.variables])
+
+
+@pytest.mark.parametrize(
+    ("eager", "size", "operations"),
+    [
+        (True, (2, 2), ("dil_conv_3x3", *FEW)),
+        (False, (1, 1), ("dil_conv_3x3", "skip_connect")),  # small, as it is slow to trace
+    ],
+)
+def test_two_replicas_equal_one_device(two_replicas, eager, size, operations):
+    # Replica 0 has 1089 + 726 valid pixels of each batch, replica 1 has 66.
+    strategy = distribution.make_strategy("one_device")
+    single, double = make(strategy, *size, operations), make(two_replicas, *size, operations)
+    before = values([*single.supernet.variables, *single.architecture.variables])
+    assert_same(values([*double.supernet.variables, *double.architecture.variables]), before)
+    losses, wanted = one_search_step(single, strategy, eager)
+    double_losses, actual = one_search_step(double, two_replicas, eager)
+    np.testing.assert_allclose(double_losses, losses, rtol=1e-5)
+    for path in moving(single):
+        np.testing.assert_allclose(actual[path], wanted[path], rtol=1e-5, atol=1e-6)
+    # Rounding switches a ReLU here and there, which shows in the smallest gradients.
+    assert_same_change(actual, wanted, before, 2e-3)
+    for variable in (*double.supernet.variables, *double.architecture.variables):
+        left, right = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(left, right)
+
+
+def search_step_in(precision, wrap=lambda optimizer: optimizer):
+    """Losses and changes of all trainable variables in one search step."""
+    try:
+        distribution.set_precision(precision)
+        search = one_device(
+            1,
+            1,
+            FEW,
+            weight_optimizer=lambda: wrap(optimizers.sgd(0.025, l2=3e-4)),
+            architecture_optimizer=lambda: wrap(optimizers.sgd(1.0, l2=1e-3)),
+        )
+        before = weights(search) | architecture(search)
+        losses = search.search_step.python_function(random_batch(0), random_batch(1))
+        assert search.logits(random_batch(0)["image"]).dtype == tf.float32
+    finally:
+        distribution.set_precision("float32")
+    after = weights(search) | architecture(search)
+    assert all(value.dtype == "float32" for value in after.values())
+    return losses, {path: after[path] - before[path] for path in before}
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    return search_step_in("float32")
+
+
+def cosine(one, other):
+    return np.sum(one * other) / (np.linalg.norm(one) * np.linalg.norm(other))
+
+
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "bfloat16",
+        pytest.param(
+            "float16",
+            marks=pytest.mark.skipif(
+                not tf.config.list_physical_devices("GPU"),
+                reason="no atrous convolution in float16 on CPUs",
+            ),
+        ),
+    ],
+)
+def test_half_precision(in_float32, precision):
+    losses, wanted = in_float32
+    wrap = optimizers.with_loss_scale if precision == "float16" else lambda optimizer: optimizer
+    half_losses, actual = search_step_in(precision, wrap)
+    # Eight bits of mantissa, or eleven: about 1 % of the loss.
+    np.testing.assert_allclose(half_losses, losses, rtol=0.02)
+    assert all(np.isfinite(change).all() for change in actual.values())
+    assert np.median([cosine(actual[path], wanted[path]) for path in wanted]) > 0.95
+
+
+def test_loss_scaling_changes_nothing_in_float32(in_float32):
+    losses, wanted = in_float32
+    scaled_losses, actual = search_step_in("float32", optimizers.with_loss_scale)
+    np.testing.assert_allclose(scaled_losses, losses, rtol=1e-6)
+    for path, change in wanted.items():
+        assert np.linalg.norm(actual[path] - change) <= 1e-3 * np.linalg.norm(change), path
+
+
+def test_xla_equals_the_plain_step():
+    results = []
+    for jit_compile in (False, True):
+        search = one_device(1, 1, ("atrous_conv_3x3", "skip_connect"), jit_compile=jit_compile)
+        before = values([*search.supernet.variables, *search.architecture.variables])
+        losses = list(search.step(random_batch(0), random_batch(1)).values())
+        results.append(
+            (losses, values([*search.supernet.variables, *search.architecture.variables]))
+        )
+    (losses, wanted), (jit_losses, actual) = results
+    np.testing.assert_allclose(jit_losses, losses, rtol=1e-5)
+    assert_same_change(actual, wanted, before, 1e-3)
+
+
+def test_batches_start_to_come_in_pairs():
+    def taken(start_step, first_search_step):
+        streams = itertools.count(100), itertools.count(200)
+        return list(itertools.islice(batches(*streams, start_step, first_search_step), 4))
+
+    assert taken(0, 2) == [(100,), (101,), (102, 200), (103, 201)]
+    assert taken(1, 2) == [(100,), (101, 200), (102, 201), (103, 202)]
+    assert taken(5, 2) == taken(0, 0) == [(100 + i, 200 + i) for i in range(4)]
+
+
+def test_report_and_decoding(search):
+    found = report(search.architecture)
+    # Almost uniform at the start: ln 8 per edge; ln of the legal directions, 2 or 3, per node.
+    assert abs(found["alpha_entropy"] - np.log(8)) < 1e-4
+    assert np.log(2) < found["beta_entropy"] < np.log(3)
+    # Edge 0 -> block 0 prefers none, which decoding never takes.
+    search.architecture.alpha.assign(np.eye(8, dtype="float32")[[7, 0, 6, 1, 1]] * 5)
+    search.architecture.beta.assign(np.zeros((3, 4, 3), "float32"))
+    search.architecture.beta[:, :, 2].assign(np.full((3, 4), 5.0, "float32"))
+    found = report(search.architecture)
+    assert found["none_edges"] == 1 and found["path"] == (1, 2, 3)
+    genotype, beta = decoded(search.architecture, {"seed": 1})
+    assert (genotype.path, genotype.cells[0]) == (found["path"], found["cell"])
+    assert genotype.meta["seed"] == 1
+    np.testing.assert_array_equal(beta, search.architecture.probabilities()[1])

@@ -1,0 +1,57 @@
+"""What the tests of the two training steps share: batches, and comparing one device with two."""
+
+import numpy as np
+import tensorflow as tf
+
+VOID = 255
+CLASSES = 3
+
+
+def random_batch(seed, size=(33, 33)):
+    """Four examples whose labels follow the colours; void: none, a third, almost all, all of it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, CLASSES, (4, size[0] // 8 + 1, size[1] // 8 + 1))
+    label = coarse.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]].astype("int32")
+    noise = rng.integers(0, 100, (4, *size, 3))
+    image = (noise + 150 * np.eye(3, dtype=int)[label]).astype("float32")
+    label[1, : size[0] // 3] = VOID
+    label[2, 2:] = VOID
+    label[3] = VOID
+    return {"image": image, "label": label, "number": np.arange(4 * seed, 4 * seed + 4)}
+
+
+def per_replica(strategy, batch):
+    """Consecutive parts of a global batch, as the input pipeline hands them out."""
+
+    def distribute(value):
+        parts = np.split(value, strategy.num_replicas_in_sync)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+        )
+
+    return {key: distribute(value) for key, value in batch.items()}
+
+
+def values(variables):
+    """{path: NumPy array}; the paths must be different."""
+    found = {v.path: v.numpy() for v in variables}
+    assert len(found) == len(variables)
+    return found
+
+
+def assert_same(actual, wanted):
+    """Bit for bit."""
+    assert actual.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(actual[path], value, err_msg=path)
+
+
+def assert_same_change(actual, wanted, before, tolerance):
+    """Two results agree in what happened to every variable since `before`."""
+    assert actual.keys() == wanted.keys() == before.keys()
+    for path, old in before.items():
+        change, error = wanted[path] - old, actual[path] - wanted[path]
+        assert np.any(change), path
+        # Rounding is relative to the value, too.
+        allowed = tolerance * np.linalg.norm(change) + 1e-6 * np.linalg.norm(wanted[path])
+        assert np.linalg.norm(error) <= allowed, path

@@ -1,0 +1,182 @@
+import json
+import signal
+
+import pytest
+import tensorflow as tf
+
+from official import training_loop
+from official.errors import RunError
+
+
+class Run:
+    """A run whose step t (from 1) has the loss t, and notes what the loop asks of it."""
+
+    def __init__(self, model_dir):
+        self.model_dir, self.saved, self.reported = model_dir, [], []
+        self.at = {}  # what happens in a step, a report, or while waiting for a batch
+        self.loss = float
+
+    def step(self, number):
+        self.at.get(("step", number), lambda: None)()
+        return {"loss_w": tf.constant(self.loss(number))}
+
+    def batches(self, start):
+        number = start
+        while True:
+            number += 1
+            self.at.get(("batch", number), lambda: None)()
+            yield (number,)
+
+    def report(self, done):
+        self.at.get(("report", done), lambda: None)()
+        self.reported.append(done)
+        return {"val_miou": 0.5, "path": [0, 1]}
+
+    def save(self, step):
+        if step not in self.saved:
+            self.saved.append(step)
+
+    def run(self, start=0, total=10, save_every=3, report_every=4):
+        return training_loop.run(
+            "search",
+            self.step,
+            self.batches(start),
+            self.report,
+            model_dir=str(self.model_dir),
+            start_step=start,
+            total_steps=total,
+            epoch_steps=2,
+            batch_size=8,
+            save=self.save,
+            save_every=save_every,
+            report_every=report_every,
+        )
+
+    def interrupted(self, **options):
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as stop:
+            self.run(**options)
+        assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+        return stop.value.code
+
+    def rows(self):
+        text = (self.model_dir / "history.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def terminate():
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_saves_and_reports_when_due_and_at_the_end(run):
+    rows = run.run()
+    assert run.saved == [3, 6, 9, 10] and run.reported == [4, 8, 10]
+    assert rows == run.rows()
+    assert [(row["step"], row["epoch"]) for row in rows] == [(4, 2.0), (8, 4.0), (10, 5.0)]
+    # Means since the last report: of 1 2 3 4, of 5 6 7 8, of 9 10.
+    assert [row["loss_w"] for row in rows] == [2.5, 6.5, 9.5]
+    for row in rows:
+        assert row["val_miou"] == 0.5 and row["path"] == [0, 1]
+        assert row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1
+    assert list((run.model_dir / "summaries").iterdir())
+
+
+def test_a_loss_of_the_second_phase_is_averaged_over_its_own_steps(run):
+    step = run.step
+    run.step = lambda number: step(number) | ({"loss_arch": tf.constant(7.0)} if number > 3 else {})
+    rows = run.run(total=4)
+    assert (rows[0]["loss_w"], rows[0]["loss_arch"]) == (2.5, 7.0)
+
+
+@pytest.mark.parametrize("number", [1, 4, 5, 6])
+def test_sigterm_in_a_step_ends_it_and_saves(run, number, capsys):
+    run.at["step", number] = terminate
+    if number == 1:  # Nothing to save yet, and the first step can take minutes: at once.
+        assert run.interrupted() == 128 + 15 and run.saved == []
+    else:
+        assert run.interrupted() == 128 + 15
+        assert run.saved == [step for step in (3,) if step < number] + [number]
+    assert f"at step {number if number > 1 else 0}: the same command" in capsys.readouterr().err
+    # No report of a step that was interrupted; when the run goes on, one that was due is made.
+    assert run.reported == [step for step in (4,) if step < number]
+    run.at = {}
+    run.run(start=run.saved[-1] if run.saved else 0)
+    assert run.reported == [4, 8, 10] and [row["step"] for row in run.rows()] == [4, 8, 10]
+
+
+def test_sigterm_in_a_report_cuts_it_short_and_saves(run):
+    run.at["report", 4] = terminate
+    assert run.interrupted() == 143
+    assert run.saved == [3, 4] and run.reported == [] and run.rows() == []
+    run.at = {}
+    run.run(start=4)
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [4, 8, 10]
+    assert rows[0]["val_miou"] == 0.5 and "loss_w" not in rows[0]  # the steps before are unknown
+
+
+def test_ctrl_c_while_waiting_for_the_first_batch(run):
+    run.at["batch", 6] = lambda: signal.raise_signal(signal.SIGINT)
+    assert run.interrupted(start=5) == 130
+    assert run.saved == []
+
+
+def test_sigterm_in_the_last_report_is_made_up_for(run):
+    run.at["report", 10] = terminate
+    assert run.interrupted() == 143 and run.saved == [3, 6, 9, 10]
+    run.at = {}
+    run.run(start=10)
+    assert [row["step"] for row in run.rows()] == [4, 8, 10]
+    run.run(start=10)  # complete now: nothing is made again
+    assert run.reported == [4, 8, 10]
+
+
+@pytest.mark.parametrize(("bad", "saved"), [(3, []), (5, [3]), (10, [3, 6, 9])])
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(run, bad, saved):
+    run.loss = lambda number: float("nan") if number >= bad else float(number)
+    with pytest.raises(RunError, match=rf"loss_w is nan at step {bad}; .* --learning_rate"):
+        run.run()
+    assert run.saved == saved and bad not in run.reported
+
+
+def test_going_on_from_an_earlier_step_drops_the_reports_after_it(run):
+    run.run()
+    assert [row["step"] for row in run.run(start=6)] == [4, 8, 10]
+    assert [row["step"] for row in run.rows()] == [4, 8, 10]
+    assert run.reported == [4, 8, 10, 8, 10]
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(run):
+    run.run()
+    history = run.model_dir / "history.jsonl"
+    history.write_text(history.read_text()[:-20])
+    assert [row["step"] for row in training_loop.read_history(str(run.model_dir))] == [4, 8]
+    run.run(start=9)
+    assert [row["step"] for row in run.rows()] == [4, 8, 10]
+    assert training_loop.read_history(str(run.model_dir / "nowhere")) == []
+
+
+def test_a_further_worker_writes_nothing(run):
+    run.run(total=4)
+    before = (run.model_dir / "history.jsonl").read_bytes()
+    training_loop.run(
+        "search",
+        run.step,
+        run.batches(0),
+        run.report,
+        model_dir=str(run.model_dir),
+        start_step=0,
+        total_steps=2,
+        epoch_steps=2,
+        batch_size=8,
+        save=run.save,
+        save_every=1,
+        report_every=1,
+        writes=False,
+    )
+    assert (run.model_dir / "history.jsonl").read_bytes() == before

@@ -1,0 +1,69 @@
+"""The direction of the imports: tfrecords_tools -> official <- auto_deeplab, and never upward."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ALLOWED = {
+    "official": {"official"},
+    "auto_deeplab": {"auto_deeplab", "official"},
+    "tfrecords_tools": {"tfrecords_tools", "official"},
+}
+MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+
+
+def imported_packages(source: str) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_walk_finds_imports_wherever_they_stand():
+    source = "import a.b, c\nfrom d.e import f\ndef g():\n    if h:\n        import i as j\n"
+    assert imported_packages(source) == {"a", "c", "d", "i"}
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_import_points_upward(path):
+    package = path.relative_to(ROOT).parts[0]
+    ours = imported_packages(path.read_text()) & {*ALLOWED, "tests"}
+    assert ours <= ALLOWED[package]
+
+
+def test_pure_parts_need_no_tensorflow():
+    for name in ("search_space", "genotype", "decoding", "figures"):
+        packages = imported_packages((ROOT / "auto_deeplab" / f"{name}.py").read_text())
+        assert not packages & {"tensorflow", "keras"}, name
+
+
+def test_no_module_bears_a_name_of_the_standard_library():
+    # `python auto_deeplab/train.py` begins with that folder first on sys.path.
+    names = {path.stem for path in MODULES} | {"tests"}
+    assert not names & sys.stdlib_module_names
+
+
+def test_only_train_reads_flags():
+    readers = {
+        path.name
+        for path in (ROOT / "auto_deeplab").rglob("*.py")
+        if any(
+            isinstance(node, ast.Attribute | ast.Name)
+            and (node.attr if isinstance(node, ast.Attribute) else node.id) == "FLAGS"
+            for node in ast.walk(ast.parse(path.read_text()))
+        )
+    }
+    assert readers == {"train.py"}
+    # Elsewhere in `official`, only the function that runs a command parses them.
+    assert {
+        path.name for path in (ROOT / "official").rglob("*.py") if "FLAGS" in path.read_text()
+    } == {"errors.py"}

@@ -41,7 +41,8 @@ class Architecture(keras.layers.Layer):
         """Normalised alpha and beta, float32, shaped as their logits.
 
         Every row of alpha sums to 1 (Eqs. 3, 4). In beta, what leaves a node sums to 1 (Eq. 7);
-        directions that do not exist, and rows of nodes that do not, are exactly 0, without gradient.
+        directions that do not exist, and rows of nodes that do not, are exactly 0, without
+        gradient.
         """
         alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))
         return alpha, masked_softmax(tf.convert_to_tensor(self.beta), self._legal)

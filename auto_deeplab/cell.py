@@ -2,13 +2,14 @@
 
 Written plainly, block i is the sum over its inputs j and the operations k of
 alpha[j -> i, k] * O_k(H_j): 20 edges x 8 operations, each a few small kernels. Here everything that
-leaves one state h_j is computed at once, for all n later blocks that it feeds: n copies of relu(h_j) side by side
-along the channels, grouped convolutions, and alpha as the scale of the last normalisation (which has no
-learned scale in the search). What the later blocks have received so far is `pending`,
-[N, H, W, n * C]; its first C channels are the next block.
+leaves one state h_j is computed at once, for all n later blocks that it feeds: n copies of
+relu(h_j) side by side along the channels, grouped convolutions, and alpha as the scale of the last
+normalisation (which has no learned scale in the search). What the later blocks have received so far
+is `pending`, [N, H, W, n * C]; its first C channels are the next block.
 
 Edges are packed *by source*: those that leave H^{l-1}, then H^{l-2}, then block 0, block 1, ...;
-within a source by destination. `tests/auto_deeplab/reference.py` is the plain form that this equals.
+within a source by destination. `tests/auto_deeplab/reference.py` is the plain form that this
+equals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,8 @@ def scales(
 
     Returns:
         per source: for each convolution the scale of its last normalisation, float32 [n * C]; and
-        as "mix" the 1x1 kernel, float32 [1, 1, P * C, n * C], which adds up the P pools and the skip
-        connection, weighted.
+        as "mix" the 1x1 kernel, float32 [1, 1, P * C, n * C], which adds up the P pools and the
+        skip connection, weighted.
     """
     convolutions = [name for name in operations if "conv" in name]
     plain = [name for name in operations if name in (*POOLS, search_space.SKIP_CONNECT)]

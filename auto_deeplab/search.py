@@ -46,7 +46,8 @@ class Search:
         self.weight_optimizer = weight_optimizer
         self.architecture_optimizer = architecture_optimizer
         self._ignore_label, self._strategy = ignore_label, strategy
-        # By identity: the groups are disjoint, so that neither step can touch the other's variables.
+        # By identity: the groups are disjoint, so that neither step can touch the other's
+        # variables.
         w, a = supernet.trainable_variables, architecture.trainable_variables
         assert not {id(v) for v in w} & {id(v) for v in a}
         weight_optimizer.build(w)

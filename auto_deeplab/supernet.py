@@ -2,12 +2,12 @@
 
     H^{l,k} = sum over j in {k-1, k, k+1} of beta^l_{j->k} Cell(adapt(H^{l-1,j}), second; alpha)
 
-A forward pass is a loop over the layers that keeps two layers of tensors. Each node is recomputed in
-the backward pass, so that of a node only its output is stored. Batch statistics are returned, not
-applied: the weight step applies them, the architecture step must not.
+A forward pass is a loop over the layers that keeps two layers of tensors. Each node is recomputed
+in the backward pass, so that of a node only its output is stored. Batch statistics are returned,
+not applied: the weight step applies them, the architecture step must not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -77,7 +77,7 @@ class Part(keras.layers.Layer):
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> keras.initializers.Initializer:
-    """Uniform of variance 1 / (3 fan-in), as in the published network's cells; the paper is silent."""
+    """Uniform, variance 1 / (3 fan-in), as in the published network's cells; paper: silent."""
     limit = (shape[0] * shape[1] * (1 if "depthwise" in name else shape[2])) ** -0.5
     return keras.initializers.RandomUniform(-limit, limit)
 
@@ -90,7 +90,8 @@ class SuperNet(keras.Model):
         num_layers: L.
         num_blocks: B.
         operations: names, the columns of alpha.
-        filter_multiplier: F; a cell at level k has F * 2^k channels, a node's output B times as many.
+        filter_multiplier: F; a cell at level k has F * 2^k channels, a node's output B times as
+        many.
         stem_filters: channels of the stem's three convolutions.
         recompute: recompute every node in the backward pass: a fraction of the memory for about
             1.3 times the time.
@@ -299,7 +300,7 @@ def conv_bn(x: tf.Tensor, name: str, w: Tensors, norm: PackedNorm, **conv: Any) 
 
 
 def conv_bn_shapes(
-    kernels: dict[str, tuple[int, ...]],
+    kernels: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[float, int]]]:
     """The `kernels` and `vectors` of a Part for several `conv_bn`, from name and kernel shape."""
     vectors: dict[str, tuple[float, int]] = {}
@@ -316,7 +317,7 @@ def stem_part(filters: tuple[int, int, int]) -> Part:
 
 
 def stem(x: tf.Tensor, w: Tensors, norm: PackedNorm) -> tuple[tf.Tensor, tf.Tensor]:
-    """The derived network's stem: the tensors at stride 2 (layer -1) and 4 (layer 0), before ReLU."""
+    """The derived network's stem: tensors at stride 2 (layer -1) and 4 (layer 0), before ReLU."""
     x = tf.nn.relu(conv_bn(x, "conv0", w, norm, stride=2))
     half = conv_bn(x, "conv1", w, norm)
     return half, conv_bn(tf.nn.relu(half), "conv2", w, norm, stride=2)

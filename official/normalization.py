@@ -1,11 +1,11 @@
 """Batch normalisation: one kernel where one device runs, one all-reduce where several do.
 
-The functions return the batch's statistics instead of updating anything, so that a caller may recompute
-a forward pass, or run one that must leave no trace. `PackedNorm` strings many of them together;
-`BatchNorm` is the ordinary layer.
+The functions return the batch's statistics instead of updating anything, so that a caller may
+recompute a forward pass, or run one that must leave no trace. `PackedNorm` strings many of them
+together; `BatchNorm` is the ordinary layer.
 
-Statistics are those of the *global* batch. The moving variance is the unbiased one (n - 1), as in the
-fused kernels of TensorFlow and in TF1 checkpoints.
+Statistics are those of the *global* batch. The moving variance is the unbiased one (n - 1), as in
+the fused kernels of TensorFlow and in TF1 checkpoints.
 """
 
 from collections.abc import Callable
@@ -122,7 +122,7 @@ class PackedNorm:
         return output
 
     def statistics(self) -> Statistics | None:
-        """The batch's (mean, unbiased variance), float32 [sum of channels]; None if not collected."""
+        """The batch's (mean, unbiased variance), float32 [sum of channels], if collected."""
         if self._moving is not None:
             return None
         if not self._collected:

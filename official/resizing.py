@@ -1,8 +1,8 @@
 """Resizing on the aligned-corner grid, and the sizes on which every level halves exactly.
 
-With aligned corners the first and last pixels of both grids coincide. A side of d = 32 n + 1 pixels has
-(d - 1) / s + 1 pixels at stride s = 2, 4, ..., 32, and pixel i of that grid is pixel s * i of the image:
-images, labels and every level of a network share one grid.
+With aligned corners the first and last pixels of both grids coincide. A side of d = 32 n + 1 pixels
+has (d - 1) / s + 1 pixels at stride s = 2, 4, ..., 32, and pixel i of that grid is pixel s * i of
+the image: images, labels and every level of a network share one grid.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def network_size(side: Any) -> Any:
 
 
 def sides(x: tf.Tensor) -> tuple[Any, Any]:
-    """Height and width of [N, H, W, ...]: ints where known when the graph is built, else scalars."""
+    """Height and width of [N, H, W, ...]: ints where the graph knows them, else scalars."""
     dynamic = None
     found = []
     for axis in (1, 2):
@@ -41,7 +41,7 @@ def resize_bilinear(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
 
 
 def resize_nearest(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
-    """Nearest-neighbour resize of [N, H, W, C] to size = (height, width); keeps dtype and values."""
+    """Nearest-neighbour resize of [N, H, W, C] to size = (height, width); keeps the dtype."""
     return tf.raw_ops.ResizeNearestNeighbor(images=x, size=tf.stack(size), align_corners=True)
 
 

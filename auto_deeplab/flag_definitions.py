@@ -99,7 +99,7 @@ _count = partial(flags.DEFINE_integer, lower_bound=1)
 _share = partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
 _strength = partial(flags.DEFINE_float, lower_bound=0.0)
 
-flags.DEFINE_enum("mode", None, list(NEEDED), "What to do.", required=True)
+flags.DEFINE_enum("mode", None, list(NEEDED), "What to do.")
 flags.DEFINE_string("data_dir", None, "The --output_dir of tfrecords_tools.convert.")
 flags.DEFINE_string("model_dir", None, "Directory of the run; search and train use separate ones.")
 flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0, upper_bound=2**31 - 1)

@@ -66,6 +66,8 @@ def main() -> None:
         "export": export_mode,
         "profile": profile_mode,
     }
+    if FLAGS.mode is None:
+        raise UsageError(f"--mode is needed: one of {', '.join(modes)}")
     for name, value in DEFAULTS.get(FLAGS.mode, {}).items():
         FLAGS.set_default(name, value)
     needed(*NEEDED[FLAGS.mode])
@@ -320,6 +322,12 @@ def start() -> tf.distribute.Strategy:
         raise UsageError(
             "--jit_compile=true works with one replica only: synchronised batch normalisation "
             "cannot be compiled; use --distribution_strategy=one_device"
+        )
+    training = FLAGS.mode in ("search", "train")
+    if FLAGS.precision == "float16" and training and not tf.config.list_physical_devices("GPU"):
+        raise UsageError(
+            f"--precision=float16: --mode={FLAGS.mode} needs a GPU for it, as TensorFlow lacks "
+            "gradients in float16 elsewhere; use bfloat16 or float32"
         )
     devices = [name.rpartition("device:")[2] for name in strategy.extended.worker_devices]
     say(f"{FLAGS.mode} on {', '.join(devices)}")

@@ -40,7 +40,7 @@ def run_app(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.ERROR)
         main()
     except (flags.Error, UsageError) as error:
-        raise SystemExit(_say(str(error), 2)) from None
+        raise SystemExit(_say(str(error).removeprefix("ERROR:: "), 2)) from None
     except RunError as error:
         raise SystemExit(_say(str(error), 1)) from None
     except OSError as error:  # a full disk, a file that may not be read, ...

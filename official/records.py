@@ -168,7 +168,10 @@ def read_description(data_dir: str) -> Description:
 
 def explain(error: tf.errors.OpError) -> str:
     """What a TensorFlow error says in one line, without the names of its operations."""
-    text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*|assertion failed:", " ", error.message)
+    about_the_graph = ("Graph execution error", "Detected at node", "File ", "<stack traces")
+    lines = [line.strip() for line in error.message.splitlines()]
+    text = " ".join(line for line in lines if not line.startswith(about_the_graph))
+    text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*|assertion failed:", " ", text)
     return " ".join(text.split()).strip("[] ")
 
 

@@ -22,7 +22,7 @@ GENOTYPE = """{"format": 1, "path": [0, 0, 1, 1], "cells": [[
 
 
 def write_mosaic(root, number):
-    """Cells of a random mosaic, each of one class; a class has a colour that varies by the image."""
+    """Cells of a random mosaic, each of one class; a class' colour varies from image to image."""
     rng = np.random.default_rng(number)
     centres = rng.uniform(0, 1, (14, 2)) * SIZE
     places = np.stack(np.indices(SIZE), axis=-1)

@@ -314,8 +314,11 @@ def start() -> tf.distribute.Strategy:
     if FLAGS.deterministic:
         distribution.make_deterministic(FLAGS.seed)
     keras.utils.set_random_seed(FLAGS.seed)
-    # Folding constants in the super-net's graph takes longer than it ever saves.
-    tf.config.optimizer.set_experimental_options({"constant_folding": False})
+    # In the super-net's graph, folding constants and inlining a hundred calls of the same few
+    # functions takes longer than it ever saves.
+    tf.config.optimizer.set_experimental_options(
+        {"constant_folding": False, "function_optimization": False}
+    )
     distribution.set_precision(FLAGS.precision)
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
     if FLAGS.jit_compile and strategy.num_replicas_in_sync > 1:

@@ -139,18 +139,29 @@ class SepConv(keras.layers.Layer):
 
 
 class AtrousConv(keras.layers.Layer):
-    """ReLU, one dense convolution of rate 2, BN.
+    """ReLU, one convolution of rate 2, BN; dense, or depthwise-separable as in DARTS (dil_conv).
 
     At stride 2 the map is halved by a bilinear resize and the rate is 1: the taps then lie on the
     same pixels of the input.
+
+    Args:
+      conv: ConvNorm or SeparableNorm.
+      size: side of the kernel.
     """
 
-    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
+    def __init__(
+        self,
+        conv: Callable[..., keras.layers.Layer],
+        size: int,
+        filters: int,
+        stride: int,
+        momentum: float,
+        name: str,
+    ) -> None:
         super().__init__(name=name)
         self.stride = stride
-        self.conv = ConvNorm(
-            filters, size, rate=2 if stride == 1 else 1, momentum=momentum, name="conv"
-        )
+        rate = 2 if stride == 1 else 1
+        self.conv = conv(filters, size, rate=rate, momentum=momentum, name="conv")
 
     def build(self, shape: Shape) -> None:
         """Creates the variables of the convolution and its BN."""
@@ -159,25 +170,6 @@ class AtrousConv(keras.layers.Layer):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
         return self.conv(downsize(tf.nn.relu(x), self.stride), training=training)
-
-
-class DilConv(keras.layers.Layer):
-    """ReLU, depthwise convolution of rate 2, pointwise, BN (DARTS); stride 2 as in `AtrousConv`."""
-
-    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
-        super().__init__(name=name)
-        self.stride = stride
-        self.conv = SeparableNorm(
-            filters, size, rate=2 if stride == 1 else 1, momentum=momentum, name="conv"
-        )
-
-    def build(self, shape: Shape) -> None:
-        """Creates the variables of the convolutions and their BN."""
-        self.conv.build(shape)
-
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
-        return self.conv(downsize(x, self.stride), training=training)
 
 
 class Pool(keras.layers.Layer):
@@ -239,10 +231,10 @@ def downsize(x: tf.Tensor, stride: int) -> tf.Tensor:
 OPERATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
     "sep_conv_3x3": partial(SepConv, 3),
     "sep_conv_5x5": partial(SepConv, 5),
-    "atrous_conv_3x3": partial(AtrousConv, 3),
-    "atrous_conv_5x5": partial(AtrousConv, 5),
-    "dil_conv_3x3": partial(DilConv, 3),
-    "dil_conv_5x5": partial(DilConv, 5),
+    "atrous_conv_3x3": partial(AtrousConv, ConvNorm, 3),
+    "atrous_conv_5x5": partial(AtrousConv, ConvNorm, 5),
+    "dil_conv_3x3": partial(AtrousConv, SeparableNorm, 3),
+    "dil_conv_5x5": partial(AtrousConv, SeparableNorm, 5),
     "avg_pool_3x3": partial(Pool, tf.nn.avg_pool2d),
     "max_pool_3x3": partial(Pool, tf.nn.max_pool2d),
     "skip_connect": SkipConnect,

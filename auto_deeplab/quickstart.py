@@ -103,7 +103,11 @@ def main() -> None:
         shown = "python -I -c ..." if name == "serve" else shlex.join(["python", *command[1:]])
         print(f"\n== {name}: {shown}", flush=True)
         start = time.monotonic()
-        if subprocess.run(command, cwd=ROOT).returncode != 0:
+        # TensorFlow alone talks of itself on stderr; the other commands know how to silence it.
+        heard = subprocess.PIPE if name == "serve" else None
+        done = subprocess.run(command, cwd=ROOT, stderr=heard)
+        if done.returncode != 0:
+            sys.stderr.write((done.stderr or b"").decode())
             sys.exit(f"error: the stage {name!r} failed; its message stands above")
         times.append((name, time.monotonic() - start))
 

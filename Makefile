@@ -12,7 +12,7 @@ quickstart: environment
 	$(BIN)/python auto_deeplab/quickstart.py --output_dir=build/quickstart
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --durations=15
+	$(BIN)/python -m pytest --durations=15
 
 lint: environment
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 They are drawn with matplotlib's Agg canvas alone: no display is needed and no global state kept.
 """
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from auto_deeplab import decoding, search_space
 from auto_deeplab.genotype import Block, Branch, Cell, Genotype
+from official.files import write_atomically
 
 PathLike = str | os.PathLike[str]
 Point = tuple[float, float]
@@ -41,8 +43,8 @@ NODE_RADIUS, DASHES = 0.2, (0, (3, 2))  # of the trellis: nodes are 1 apart
 # Of the picture of a cell, whose unit is half an inch.
 MARGIN, ROW, BRANCH, INPUT_END, BOX_WIDTH, PANEL_WIDTH, TRACK = 0.5, 2.1, 0.48, 1.7, 1.7, 3.2, 0.34
 HISTORY_PANELS = {
-    "training loss": {"loss_w": "weights (trainA)", "loss_arch": "architecture (trainB)"},
-    "validation mIoU of the super-net": {"val_miou": "mIoU"},
+    "training loss": {"loss_w": "weights", "loss_arch": "architecture (trainB)"},
+    "validation mIoU": {"val_miou": "mIoU"},
     "mean entropy (nats)": {
         "alpha_entropy": r"$\alpha$: an edge's operations",
         "beta_entropy": r"$\beta$: a node's ways out",
@@ -284,21 +286,31 @@ def _draw_wire(
 
 
 def history(rows: Sequence[Mapping[str, Any]], path: PathLike) -> None:
-    """Draws the curves of a search: losses, validation mIoU, entropies and learning rate.
+    """Draws the curves of a search or a training: losses, mIoU, entropies, learning rate.
 
-    A dashed line marks where `phase` first changes: from there alpha and beta are learned too.
+    What no row reports (a training has no entropies) gets no panel. A dashed line marks where
+    `phase` first changes: from there alpha and beta are learned too.
 
     Args:
       rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
         missing, None or not finite is left out.
       path: the PNG file to write.
     """
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
     clock = "epoch" if all(_finite(row.get("epoch")) for row in rows) else "step"
     rows = [row for row in rows if _finite(row.get(clock))]
     change = _phase_change(rows, clock)
-    for axes, (title, curves) in zip(panels, HISTORY_PANELS.items(), strict=True):
+    panels = {
+        title: curves
+        for title, curves in HISTORY_PANELS.items()
+        if any(_finite(row.get(key)) for row in rows for key in curves)
+    }
+    columns = min(2, max(1, len(panels)))
+    lines = -(-len(panels) // columns) or 1
+    figure = Figure(figsize=(5 * columns, 3.25 * lines), layout="constrained")
+    if not panels:
+        figure.text(0.5, 0.5, "nothing reported yet", color=GRAY, ha="center", va="center")
+    for place, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
         axes.set_title(title, fontsize=11)
         axes.set_xlabel(clock)
         axes.spines[["top", "right"]].set_visible(False)
@@ -306,11 +318,6 @@ def history(rows: Sequence[Mapping[str, Any]], path: PathLike) -> None:
             points = [(row[clock], row[key]) for row in rows if _finite(row.get(key))]
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", color=color, label=label, linewidth=1.5)
-        if not axes.get_lines():
-            axes.set(xticks=[], yticks=[])
-            place = {"ha": "center", "va": "center", "transform": axes.transAxes}
-            axes.text(0.5, 0.5, "nothing reported yet", color=GRAY, **place)
-            continue
         if change is not None:
             label = "architecture phase starts"
             axes.axvline(change, color=GRAY, linestyle="--", linewidth=1.2, label=label)
@@ -405,4 +412,6 @@ def _box(
 
 def _save(figure: Figure, path: PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, format="png", facecolor="white")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png", facecolor="white")
+    write_atomically(path, picture.getvalue())

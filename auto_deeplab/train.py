@@ -43,7 +43,7 @@ from auto_deeplab.prediction import predict
 from auto_deeplab.supernet import SuperNet
 from official import checkpoints, distribution, input_pipeline, optimizers, schedules
 from official.errors import RunError, UsageError, run_app
-from official.records import Description, read_description
+from official.records import Description, explain, read_description
 from official.training_loop import Row, read_history, run
 
 FLAGS = flags.FLAGS
@@ -74,8 +74,8 @@ def main() -> None:
     try:
         modes[FLAGS.mode]()
     except tf.errors.ResourceExhaustedError as error:
-        if "space" in error.message:  # a full disk
-            raise RunError(error.message.splitlines()[0]) from None
+        if "No space left" in error.message:  # a full disk
+            raise RunError(explain(error)) from None
         raise RunError(f"out of memory: {MEMORY_REMEDY[FLAGS.mode]}") from None
 
 
@@ -90,6 +90,11 @@ def search_mode() -> None:
         raise UsageError(
             f"--alpha_start_epoch={FLAGS.alpha_start_epoch} is not below --epochs={FLAGS.epochs}: "
             "alpha and beta would never move"
+        )
+    if FLAGS.min_learning_rate > FLAGS.learning_rate:
+        raise UsageError(
+            f"--min_learning_rate={FLAGS.min_learning_rate} is above "
+            f"--learning_rate={FLAGS.learning_rate}: the rate falls from the second to the first"
         )
     identity = run_identity(SEARCH_IDENTITY, description)
     check_model_dir(identity)
@@ -314,19 +319,20 @@ def start() -> tf.distribute.Strategy:
     if FLAGS.deterministic:
         distribution.make_deterministic(FLAGS.seed)
     keras.utils.set_random_seed(FLAGS.seed)
-    # In the super-net's graph, folding constants and inlining a hundred calls of the same few
-    # functions takes longer than it ever saves.
-    tf.config.optimizer.set_experimental_options(
-        {"constant_folding": False, "function_optimization": False}
-    )
+    if FLAGS.mode == "search":
+        # In the super-net's graph, folding constants and inlining a hundred calls of the same few
+        # functions takes longer than it ever saves.
+        tf.config.optimizer.set_experimental_options(
+            {"constant_folding": False, "function_optimization": False}
+        )
     distribution.set_precision(FLAGS.precision)
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
-    if FLAGS.jit_compile and strategy.num_replicas_in_sync > 1:
+    training = FLAGS.mode in ("search", "train")
+    if FLAGS.jit_compile and training and strategy.num_replicas_in_sync > 1:
         raise UsageError(
             "--jit_compile=true works with one replica only: synchronised batch normalisation "
             "cannot be compiled; use --distribution_strategy=one_device"
         )
-    training = FLAGS.mode in ("search", "train")
     if FLAGS.precision == "float16" and training and not tf.config.list_physical_devices("GPU"):
         raise UsageError(
             f"--precision=float16: --mode={FLAGS.mode} needs a GPU for it, as TensorFlow lacks "

@@ -40,11 +40,6 @@ def resize_bilinear(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
     return tf.cast(resized, x.dtype)
 
 
-def resize_nearest(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:
-    """Nearest-neighbour resize of [N, H, W, C] to size = (height, width); keeps the dtype."""
-    return tf.raw_ops.ResizeNearestNeighbor(images=x, size=tf.stack(size), align_corners=True)
-
-
 def pad_to_network_size(x: tf.Tensor, value: float) -> tf.Tensor:
     """Pads [N, H, W, C] at the bottom and right to sides of the form 32 n + 1."""
     height, width = sides(x)

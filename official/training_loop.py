@@ -163,13 +163,13 @@ def run(
     done, said = start_step, ""
     history = _History(model_dir, start_step, writes)
     _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
+    measured = _Measured()
     with _Interrupts() as interrupts, Progress(name, total_steps - done, unit="steps") as progress:
         try:
             # Until the first step is done, which can take minutes, there is nothing to save.
             interrupts.at_once = True
             if start_step and is_due(report_every) and not history.has(start_step):
                 said = make_report({})
-            measured = _Measured()
             while done < total_steps and interrupts.received is None:
                 before = time.monotonic()
                 arguments = next(batches)
@@ -194,10 +194,23 @@ def run(
         except KeyboardInterrupt:
             if done > start_step:
                 save(done)
+        except _NotFiniteError:
+            raise
+        except RunError:  # bad data: the steps made are good and need not be made again
+            for losses in measured.losses[-1:]:
+                _check_finite(losses, done, name)
+            if done > start_step:
+                save(done)
+            raise
         if interrupts.received is not None:
-            _say(f"stopped and saved at step {done}: the same command goes on from there")
+            saved = f"stopped and saved at step {done}" if done else "stopped before the first step"
+            _say(f"{saved}: the same command goes on from there")
             raise SystemExit(128 + interrupts.received)
     return history.rows
+
+
+class _NotFiniteError(RunError):
+    """A loss is NaN or infinite: what was computed since the last save is not to be kept."""
 
 
 def _say(text: str) -> None:
@@ -212,7 +225,7 @@ def _note(losses: Losses, said: str) -> str:
 def _check_finite(losses: Losses, step: int, name: str) -> None:
     for key, value in losses.items():
         if not math.isfinite(float(value)):
-            raise RunError(
+            raise _NotFiniteError(
                 f"{name}: {key} is {float(value)} at step {step}; the checkpoints saved before are "
                 "kept: try a smaller --learning_rate, or --precision=float32"
             )

@@ -8,7 +8,6 @@ from official.resizing import (
     network_size,
     pad_to_network_size,
     resize_bilinear,
-    resize_nearest,
     sides,
 )
 
@@ -76,28 +75,6 @@ def test_the_dtype_stays(dtype):
     y = tf.cast(resize_bilinear(x, (3, 3)), tf.float32)
     np.testing.assert_array_equal(y[0, ..., 0], [[0, 0.5, 1], [1, 1.5, 2], [2, 2.5, 3]])
     assert resize_bilinear(x, (3, 3)).dtype == resize_bilinear(x, (2, 2)).dtype == dtype
-    assert resize_nearest(x, (3, 3)).dtype == dtype
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
-def test_nearest_takes_the_pixel_on_the_same_grid(dtype):
-    x = np.random.default_rng(0).integers(0, 256, (1, 9, 13, 1)).astype(dtype)
-    # 9 x 13 pixels to 5 x 7: every second one. And back: the nearest one on the same grid.
-    half = resize_nearest(tf.constant(x), (5, 7))
-    assert half.dtype == dtype
-    np.testing.assert_array_equal(half, x[:, ::2, ::2])
-    back = resize_nearest(half, (9, 13)).numpy()
-    np.testing.assert_array_equal(back[:, ::2, ::2], half)
-    assert set(back.flat) <= set(x.flat)
-
-
-def test_image_and_label_share_the_grid():
-    # A ramp as image, its values as labels: at every size both say where they come from.
-    x = np.arange(9, dtype="float32")[None, :, None, None].repeat(9, 2)
-    for side in (3, 5, 17, 33):
-        image = resize_bilinear(tf.constant(x), (side, side)).numpy()
-        label = resize_nearest(tf.constant(x.astype("int32")), (side, side)).numpy()
-        assert np.abs(image - label).max() <= 0.5
 
 
 def test_network_size():

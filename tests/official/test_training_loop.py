@@ -101,7 +101,8 @@ def test_sigterm_in_a_step_ends_it_and_saves(run, number, capsys):
     else:
         assert run.interrupted() == 128 + 15
         assert run.saved == [step for step in (3,) if step < number] + [number]
-    assert f"at step {number if number > 1 else 0}: the same command" in capsys.readouterr().err
+    said = f"stopped and saved at step {number}" if number > 1 else "stopped before the first step"
+    assert f"{said}: the same command" in capsys.readouterr().err
     # No report of a step that was interrupted; when the run goes on, one that was due is made.
     assert run.reported == [step for step in (4,) if step < number]
     run.at = {}
@@ -180,3 +181,23 @@ def test_a_further_worker_writes_nothing(run):
         writes=False,
     )
     assert (run.model_dir / "history.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("where", "good"), [(("batch", 6), 5), (("report", 4), 4)])
+def test_bad_data_cost_no_step(run, where, good):
+    # With save_every 3, step 5 (or 4) would be lost if only what was due had been saved.
+    def bad_data():
+        raise RunError("a bad record")
+
+    run.at[where] = bad_data
+    with pytest.raises(RunError, match="a bad record"):
+        run.run()
+    assert run.saved == [3, good]
+
+
+def test_nothing_is_saved_after_a_loss_that_is_not_finite(run):
+    run.loss = lambda number: float("nan") if number == 5 else float(number)
+    run.at["batch", 6] = lambda: (_ for _ in ()).throw(RunError("a bad record"))
+    with pytest.raises(RunError, match="loss_w is nan at step 5"):
+        run.run()
+    assert run.saved == [3]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from auto_deeplab import search_space
+from official.files import make_directory, write_atomically
 
 FORMAT = 1
 
@@ -120,14 +121,8 @@ class Genotype:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON file at once: a reader sees the old file or the new one, whole."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(self.to_json(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        make_directory(Path(path).parent)
+        write_atomically(path, self.to_json())
 
     def describe(self) -> str:
         """A few lines of text: the path as strides and every cell as a list of sums."""

@@ -17,10 +17,8 @@ from auto_deeplab import search_space
 from auto_deeplab.deeplab_head import ASPP, DROPOUT_KEEP_PROB, Decoder
 from auto_deeplab.genotype import Block, Genotype
 from auto_deeplab.operations import OPERATIONS, ConvNorm, Shape
-from official.resizing import pad_to_network_size, resize_bilinear, sides
-
-PADDING_VALUE = 127.5
-"""The pixel value that normalises to 0."""
+from official.preprocessing import network_input
+from official.resizing import resize_bilinear, sides
 
 # What is folded into an example's seed, one number per use.
 DROP_PATH_STREAM, DROPOUT_STREAM = 0, 1
@@ -274,9 +272,8 @@ class Network(keras.Model):
           ValueError: training without `seeds`, or drop path without `progress`.
         """
         size = sides(images)
-        x = pad_to_network_size(tf.cast(images, tf.float32), PADDING_VALUE)
+        x = network_input(images)
         padded_size = sides(x)
-        x = x * (2.0 / 255.0) - 1.0
         batch_norm_training = training and self.fine_tune_batch_norm
         drop_path = self._drop_path(seeds, progress) if training else None
 

@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from auto_deeplab import cell, search_space
 from official.normalization import PackedNorm, Statistics, moving_average
-from official.resizing import pad_to_network_size, resize_bilinear, sides
+from official.preprocessing import network_input
+from official.resizing import resize_bilinear, sides
 
 MOMENTUM = 0.9
-MEAN_PIXEL = 127.5
 
 Tensors = dict[str, Any]
 
@@ -91,7 +91,7 @@ class SuperNet(keras.Model):
         num_blocks: B.
         operations: names, the columns of alpha.
         filter_multiplier: F; a cell at level k has F * 2^k channels, a node's output B times as
-        many.
+            many.
         stem_filters: channels of the stem's three convolutions.
         recompute: recompute every node in the backward pass: a fraction of the memory for about
             1.3 times the time.
@@ -166,9 +166,9 @@ class SuperNet(keras.Model):
             `update_moving_statistics`, or an empty list unless training).
         """
         height, width = sides(images)
-        x = pad_to_network_size(tf.cast(images, tf.float32), MEAN_PIXEL)
+        x = network_input(images)
         padded = sides(x)
-        x = tf.cast(x * (2.0 / 255.0) - 1.0, self.compute_dtype)
+        x = tf.cast(x, self.compute_dtype)
         found: list[Statistics] = []
 
         def run(part: Part, function: Callable[..., Any], *inputs: Any) -> Any:

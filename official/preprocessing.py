@@ -14,7 +14,21 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-PAD_VALUE = 127.5  # the centre of the pixels' range: 0 after the network's normalisation
+from official.resizing import pad_to_network_size
+
+PAD_VALUE = 127.5  # the centre of the pixels' range: 0 after `network_input`
+
+
+def network_input(images: tf.Tensor) -> tf.Tensor:
+    """What every network does first: pads to sides 32 n + 1, and maps 0..255 to -1..1.
+
+    Args:
+      images: uint8 or floats [N, H, W, 3], values 0..255.
+
+    Returns:
+      float32 [N, H', W', 3], padded at the bottom and right with `PAD_VALUE`, that is with 0.
+    """
+    return pad_to_network_size(tf.cast(images, tf.float32), PAD_VALUE) * (2.0 / 255.0) - 1.0
 
 
 class Positions(NamedTuple):

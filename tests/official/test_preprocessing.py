@@ -210,3 +210,16 @@ def test_eager_equals_tf_data():
 
 def test_pad_value_is_the_centre_of_the_range():
     assert preprocessing.PAD_VALUE == (0 + 255) / 2
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_network_input_is_padded_with_zeros_and_lies_in_minus_one_to_one(dtype):
+    image = np.zeros((1, 2, 34, 3), dtype)
+    image[:, 1] = 255
+    x = preprocessing.network_input(tf.constant(image)).numpy()
+    # 2 and 34 pixels become 33 and 65; 0 -> -1, 255 -> 1, and the padding, 127.5, -> 0.
+    assert x.shape == (1, 33, 65, 3) and x.dtype == np.float32
+    np.testing.assert_array_equal(x[:, 0, :34], -1)
+    np.testing.assert_allclose(x[:, 1, :34], 1, rtol=1e-6)
+    np.testing.assert_array_equal(x[:, 2:], 0)
+    np.testing.assert_array_equal(x[:, :, 34:], 0)

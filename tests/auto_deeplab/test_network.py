@@ -157,11 +157,18 @@ def test_equals_the_plain_formula_of_the_released_network():
     # The published cell; a path with every kind of move and, as the published one, three layers at
     # stride 4 first.
     path = (0, 0, 0, 1, 2, 1, 1)
+    keras.utils.set_random_seed(0)
     network = randomize(build(Genotype(path, (genotype.PUBLISHED_CELL,))))
+    for variable in network.variables:
+        if "kernel" in variable.path:
+            variable.assign(2 * variable)
     weights = {v.path.removeprefix("network/"): v.numpy() for v in network.variables}
     batch = images(2, 33, 65)
     expected = plain_network(weights, batch, path)
-    np.testing.assert_allclose(network(batch), expected, atol=1e-4 * np.abs(expected).max())
+    tolerance = 1e-5 * np.abs(expected).max()
+    # A deep random network nearly forgets its image: what is left must be far above the tolerance.
+    assert np.abs(network(255 - batch) - expected).max() > 10 * tolerance
+    np.testing.assert_allclose(network(batch), expected, rtol=0, atol=tolerance)
 
 
 def test_variables_have_orderly_unique_names():

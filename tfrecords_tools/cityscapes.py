@@ -11,13 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from official import datasets
 from official.errors import RunError
-from tfrecords_tools import label_maps
+from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, match, read_index_png
 
 SPLITS = ("train", "val", "test")
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
-_TRAIN_IDS = label_maps.cityscapes_train_ids()
+
+
+def train_ids() -> np.ndarray:
+    """The table label id -> train id: uint8 [34], 255 where the label id is void."""
+    table = np.full(datasets.CITYSCAPES_NUM_LABEL_IDS, IGNORE_LABEL, np.uint8)
+    table[list(datasets.CITYSCAPES_LABEL_IDS)] = np.arange(len(datasets.CITYSCAPES_LABEL_IDS))
+    return table
 
 
 def find_pairs(source_dir: Path) -> dict[str, list[Pair]]:
@@ -45,13 +52,13 @@ def find_pairs(source_dir: Path) -> dict[str, list[Pair]]:
 
 def read_label(pair: Pair) -> np.ndarray:
     """Reads label ids and maps them to train ids: uint8 [H, W]."""
-    label_ids = read_index_png(pair.label)
-    if label_ids.max() >= len(_TRAIN_IDS):
+    label_ids, table = read_index_png(pair.label), train_ids()
+    if label_ids.max() >= len(table):
         raise RunError(
             f"{pair.label} holds the value {label_ids.max()}, which is no Cityscapes label id "
-            f"(0..{len(_TRAIN_IDS) - 1})"
+            f"(0..{len(table) - 1})"
         )
-    return _TRAIN_IDS[label_ids]
+    return table[label_ids]
 
 
-SOURCE = Source(label_maps.CITYSCAPES_NAMES, label_maps.CITYSCAPES_PALETTE, find_pairs, read_label)
+SOURCE = Source(datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE, find_pairs, read_label)

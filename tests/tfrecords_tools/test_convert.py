@@ -9,13 +9,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from official.datasets import CITYSCAPES_CLASSES
 from official.errors import RunError, UsageError
 from official.records import parse_example, read_description
 from tests.miniature import SIZE, write_cityscapes, write_pair
 from tests.replicas import start_in_new_process
+from tfrecords_tools import cityscapes
 from tfrecords_tools import convert as convert_module
 from tfrecords_tools.convert import convert
-from tfrecords_tools.label_maps import CITYSCAPES_CLASSES, cityscapes_train_ids
 
 IMAGE = "leftImg8bit/train/town/town_000001_000019_leftImg8bit.png"
 LABEL = "gtFine/train/town/town_000001_000019_gtFine_labelIds.png"
@@ -42,14 +43,14 @@ def test_cityscapes_train_ids_are_the_published_ones():
     # cityscapesScripts, labels.py: these label ids are the classes 0..18, all others are void.
     ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = [ids.index(i) if i in ids else 255 for i in range(34)]
-    assert cityscapes_train_ids().tolist() == expected
+    assert cityscapes.train_ids().tolist() == expected
     assert len({color for _, _, color in CITYSCAPES_CLASSES}) == 19
     assert CITYSCAPES_CLASSES[13] == (26, "car", (0, 0, 142))
 
 
 def test_image_bytes_are_kept_and_label_ids_become_train_ids(source, tmp_path, capsys):
     convert("cityscapes", str(source), str(tmp_path / "data"))
-    table = cityscapes_train_ids()
+    table = cityscapes.train_ids()
     for split, count in (("train", 4), ("val", 2)):
         records = read_records(tmp_path / "data", split)
         names = [record["filename"].decode() for record in records]

@@ -1,0 +1,31 @@
+"""Auto-DeepLab: the search for segmentation networks, and the networks that it finds."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from auto_deeplab.network import Network
+
+
+def load(
+    model_dir: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+) -> "Network":
+    """A trained network as a Keras model.
+
+    Args:
+      model_dir: the --model_dir of a training, or the --output_dir of auto_deeplab.import_tf1.
+      checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
+
+    Returns:
+      A model that takes images [B, H, W, 3], RGB, uint8 or floats with values 0..255, of any size,
+      and answers logits, float32 [B, H, W, classes]: by model(images), or model.predict(images).
+
+    Raises:
+      official.errors.UsageError: model_dir holds no training.
+      official.errors.RunError: one of its files is missing or damaged.
+    """
+    # Here, so that importing the package stays free of TensorFlow.
+    from auto_deeplab.trained import trained_network
+
+    path = None if checkpoint is None else os.fspath(checkpoint)
+    return trained_network(os.fspath(model_dir), path)[0]

@@ -10,6 +10,9 @@ from auto_deeplab import search_space
 class Architecture(keras.layers.Layer):
     """Logits of alpha [edges of the cell, operations] and beta [L, 4, 3].
 
+    With alpha untied (the paper's outlook, Sec. 6) there are G alphas, [G, edges, operations]:
+    4, one per level, or L, one per layer.
+
     A layer of its own, outside the super-net: the architecture is one group of variables, the
     super-net's weights are the other.
 
@@ -18,13 +21,21 @@ class Architecture(keras.layers.Layer):
         num_blocks: B.
         operations: names, the columns of alpha.
         seed: of the initial values, a standard Gaussian times 1e-3 (Sec. 5.1).
+        alpha_sharing: one of search_space.ALPHA_SHARING.
     """
 
     def __init__(
-        self, *, num_layers: int, num_blocks: int, operations: tuple[str, ...], seed: int
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        operations: tuple[str, ...],
+        seed: int,
+        alpha_sharing: str = "global",
     ) -> None:
         super().__init__(name="architecture")
         self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
+        self.alpha_sharing = alpha_sharing
 
         def logits(name: str, shape: tuple[int, ...], seed: int) -> keras.Variable:
             initial = keras.initializers.RandomNormal(stddev=1e-3, seed=seed)
@@ -32,8 +43,9 @@ class Architecture(keras.layers.Layer):
                 name=name, shape=shape, initializer=initial, dtype="float32", autocast=False
             )
 
-        edges = search_space.num_cell_edges(num_blocks)
-        self.alpha = logits("alpha", (edges, len(operations)), 2 * seed)
+        count = search_space.num_alphas(alpha_sharing, num_layers)
+        shape = (search_space.num_cell_edges(num_blocks), len(operations))
+        self.alpha = logits("alpha", shape if count == 1 else (count, *shape), 2 * seed)
         self.beta = logits("beta", (num_layers, search_space.NUM_LEVELS, 3), 2 * seed + 1)
         self._legal = legal_directions(num_layers)
 
@@ -46,6 +58,12 @@ class Architecture(keras.layers.Layer):
         """
         alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))
         return alpha, masked_softmax(tf.convert_to_tensor(self.beta), self._legal)
+
+    def alpha_of(self, alpha: tf.Tensor, layer: int, level: int) -> tf.Tensor:
+        """What a normalised alpha says of node (layer, level): [edges, operations]."""
+        if alpha.shape.rank == 2:
+            return alpha
+        return alpha[search_space.alpha_index(self.alpha_sharing, layer, level)]
 
 
 def legal_directions(num_layers: int) -> np.ndarray:

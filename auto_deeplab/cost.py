@@ -5,7 +5,7 @@ the shapes in the graph: for every output value one multiply-add per weight. BN,
 resizing and sums are not. Tracing runs nothing, so large images cost no memory.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,12 @@ def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
         if number:
             multiply_adds[_part(name, parameters)] += number
     return [Part(name, parameters[name], multiply_adds[name]) for name in parameters]
+
+
+def multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
+    """The multiply-adds of a function of tensors, from the graph that it is traced to."""
+    graph = tf.function(function).get_concrete_function(*inputs).graph
+    return sum(_multiply_adds(operation) for _, operation in _operations(graph, ""))
 
 
 def _operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:

@@ -1,9 +1,10 @@
 """From the architecture's probabilities to one discrete architecture (paper, Sec. 4.3), in NumPy.
 
-Alpha [E, operations] has a row per edge of the cell, in the order of `search_space.cell_edges`, and
-beta [L, 4, 3] a row per source node of the trellis (see `search_space.legal_directions`). Both are
-*probabilities*, the softmax that the super-net itself used: rows sum to 1, illegal directions and
-the rows of nodes that do not exist are 0. Every tie goes to the lowest index.
+Alpha [E, operations] has a row per edge of the cell, in the order of `search_space.cell_edges`
+(untied, there are several: [G, E, operations]), and beta [L, 4, 3] a row per source node of the
+trellis (see `search_space.legal_directions`). Both are *probabilities*, the softmax that the
+super-net itself used: rows sum to 1, illegal directions and the rows of nodes that do not exist are
+0. Every tie goes to the lowest index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,26 +23,46 @@ def decode(
     operations: Sequence[str],
     num_blocks: int,
     meta: Mapping[str, Any] | None = None,
+    *,
+    alpha_sharing: str = "global",
 ) -> genotype.Genotype:
-    """Decodes cell and path; `operations`, alpha and beta are kept in the genotype's meta.
+    """Decodes path and cells; `operations`, alpha and beta are kept in the genotype's meta.
+
+    With untied alphas, the genotype has a cell for each alpha that a node of the path has.
 
     Args:
-      alpha: float [E, number of operations], probabilities.
+      alpha: float [E, number of operations], probabilities; or [G, E, number of operations].
       beta: float [L, 4, 3], probabilities.
       operations: the names of alpha's columns.
       num_blocks: B, with E = B (B + 3) / 2.
+      alpha_sharing: one of search_space.ALPHA_SHARING.
       meta: more to keep: dataset, seed, step, ... (plain JSON).
 
     Raises:
       ValueError: a shape does not fit, or a probability is not a finite number >= 0.
     """
+    alpha = np.asarray(alpha)
+    alphas = alpha if alpha.ndim == 3 else alpha[np.newaxis]
+    path = decode_path(beta)
+    count = search_space.num_alphas(alpha_sharing, len(path))
+    if len(alphas) != count:
+        raise ValueError(f"there are {len(alphas)} alphas, but {alpha_sharing} sharing has {count}")
+    indices = [
+        search_space.alpha_index(alpha_sharing, layer, level)
+        for layer, level in enumerate(path, start=1)
+    ]
+    used = sorted(set(indices))
     return genotype.Genotype(
-        path=decode_path(beta),
-        cells=(decode_cell(alpha, operations, num_blocks),),
+        path=path,
+        cells=tuple(decode_cell(alphas[index], operations, num_blocks) for index in used),
+        cell_of_layer=(
+            None if alpha_sharing == "global" else tuple(used.index(index) for index in indices)
+        ),
         meta={
             **(meta or {}),
             "operations": list(operations),
-            "alpha": np.asarray(alpha).tolist(),
+            "alpha_sharing": alpha_sharing,
+            "alpha": alpha.tolist(),
             "beta": np.asarray(beta).tolist(),
         },
     )
@@ -123,7 +144,10 @@ def strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
 
 
 def alpha_entropy(alpha: Array) -> float:
-    """The entropy of an edge's operations in nats (0..log(operations)), mean over all edges."""
+    """The entropy of an edge's operations in nats (0..log(operations)), mean over all edges.
+
+    Untied alphas are averaged too.
+    """
     return float(np.mean(_entropy(np.asarray(alpha, np.float64))))
 
 
@@ -144,8 +168,12 @@ def count_skip_connects(cell: genotype.Cell) -> int:
 
 
 def count_none_edges(alpha: Array, operations: Sequence[str]) -> int:
-    """How many of the cell's edges have `none` as their most likely operation of all."""
-    alpha = _check_alpha(alpha, operations)
+    """How many of the cell's edges have `none` as their most likely operation of all.
+
+    With untied alphas, of the edges of all cells.
+    """
+    alpha = np.asarray(alpha)
+    alpha = _check_alpha(alpha.reshape([-1, alpha.shape[-1]]), operations)
     return sum(operations[best] == search_space.NONE for best in alpha.argmax(axis=1))
 
 

@@ -42,6 +42,23 @@ def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tenso
     return logits
 
 
+def class_scores(
+    model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
+) -> tf.Tensor:
+    """The scores whose argmax is a pixel's class, in evaluation and prediction alike.
+
+    Args:
+      model, images, num_classes, scales, flip: as in mean_probabilities.
+
+    Returns:
+      float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
+      round two to a tie; else mean_probabilities.
+    """
+    if list(scales) == [1.0] and not flip:
+        return class_logits(model, images, num_classes)
+    return mean_probabilities(model, images, num_classes, scales=scales, flip=flip)
+
+
 def mean_probabilities(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
@@ -88,9 +105,7 @@ class Evaluator:
       class_names: C names.
       ignore_label: the label of void pixels, which do not count.
       strategy: every replica works on images of its own.
-      scales: factors of the images' sides whose probabilities are averaged. With the one scale 1
-        and no flip, the prediction is the argmax of the logits.
-      flip: whether to average over the mirror images too.
+      scales, flip: as in class_scores.
     """
 
     def __init__(
@@ -110,7 +125,9 @@ class Evaluator:
         # Autograph would bury the one line of a RunError.
         self.step = tf.function(self._step, autograph=False)
 
-    def __call__(self, images: tf.data.Dataset, *, name: str = "evaluate") -> dict[str, Any]:
+    def __call__(
+        self, images: tf.data.Dataset, *, name: str = "evaluate"
+    ) -> tuple[dict[str, Any], np.ndarray]:
         """Evaluates a data set.
 
         Args:
@@ -120,8 +137,9 @@ class Evaluator:
           name: what the progress bar is called.
 
         Returns:
-          segmentation_metrics.summarize's metrics and num_images: the images with at least one
-          pixel that is not void; scales and flip.
+          The metrics: segmentation_metrics.summarize's, num_images (the images with at least one
+          pixel that is not void), scales and flip; and the confusion matrix, int64 [C, C], which
+          counts pixels by true class (row) and predicted class (column).
 
         Raises:
           RunError: no pixel is labelled, or the network has another number of classes.
@@ -132,12 +150,13 @@ class Evaluator:
                 f"{name}: none of the images has a labelled pixel (all are void, "
                 f"{self._ignore_label}); choose another --eval_split"
             )
-        return {
+        metrics = {
             **summarize(confusion, self._class_names),
             "num_images": num_images,
             "scales": self._scales,
             "flip": self._flip,
         }
+        return metrics, confusion
 
     def _count(self, images: tf.data.Dataset, name: str) -> tuple[np.ndarray, int]:
         # Not experimental_distribute_dataset: it would split each batch of one over the replicas.
@@ -175,12 +194,9 @@ class Evaluator:
         """One replica's confusion matrix, int64 [C, C], and number of labelled images, int64."""
         images, labels = element["image"], element["label"]
         num_classes = len(self._class_names)
-        if self._scales == [1.0] and not self._flip:
-            scores = class_logits(self._model, images, num_classes)
-        else:
-            scores = mean_probabilities(
-                self._model, images, num_classes, scales=self._scales, flip=self._flip
-            )
+        scores = class_scores(
+            self._model, images, num_classes, scales=self._scales, flip=self._flip
+        )
         confusion = confusion_matrix(
             tf.cast(labels, tf.int32),
             tf.argmax(scores, -1, output_type=tf.int32),
@@ -200,7 +216,7 @@ def split_evaluator(
     max_images: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-) -> Callable[[], dict[str, Any]]:
+) -> Callable[[], tuple[dict[str, Any], np.ndarray]]:
     """A function that evaluates the model, as it is then, on a split of a data directory.
 
     Args:
@@ -210,7 +226,7 @@ def split_evaluator(
       max_images: as that of input_pipeline.eval_images.
 
     Returns:
-      () -> Evaluator's metrics. It raises RunError if a record cannot be used.
+      () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be used.
     """
     evaluator = Evaluator(
         model,
@@ -221,7 +237,7 @@ def split_evaluator(
         flip=flip,
     )
 
-    def evaluate() -> dict[str, Any]:
+    def evaluate() -> tuple[dict[str, Any], np.ndarray]:
         images = eval_images(
             description, split, max_images=max_images, multiple_of=strategy.num_replicas_in_sync
         )
@@ -246,6 +262,7 @@ def class_table(metrics: dict[str, Any]) -> str:
             ("mIoU, classes present", "miou_present"),
             ("mean accuracy", "mean_accuracy"),
             ("pixel accuracy", "pixel_accuracy"),
+            ("(mIoU + pixel accuracy) / 2", "miou_pixel_accuracy_mean"),
         )
     ]
     left = max(len(label) for label, _ in [*rows, *means])
@@ -269,7 +286,7 @@ def write_metrics(
 
     Args:
       path: the file; an older one is replaced.
-      metrics: an Evaluator's answer.
+      metrics: an Evaluator's.
       split: the name of the split that was evaluated.
       step: number of training steps of the network.
       checkpoint: path of its checkpoint.

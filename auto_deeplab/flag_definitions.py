@@ -9,7 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from auto_deeplab import genotype, search_space
+from auto_deeplab import cost_table, genotype, search_space, submission
+from auto_deeplab.run_record import NETWORK
 from official import distribution
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -17,7 +18,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "decode": ("model_dir",),
     "train": ("data_dir", "model_dir"),
     "eval": ("data_dir", "model_dir"),
-    "predict": ("model_dir", "input", "output_dir"),
+    "predict": ("model_dir", "output_dir"),
     "export": ("model_dir",),
     "profile": (),
 }
@@ -48,12 +49,13 @@ SEARCH_IDENTITY = (
     *("learning_rate", "min_learning_rate", "weight_decay"),
     *("arch_learning_rate", "arch_weight_decay"),
     *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
+    *("class_weights", "alpha_sharing", "second_order", "cost_weight", "cost_budget"),
 )
-NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
-NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
 TRAIN_IDENTITY = (
     *("seed", "train_split", "batch_size", *AUGMENTATION, "train_steps"),
     *("learning_rate", "weight_decay", "init_checkpoint", *NETWORK),
+    *("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"),
+    "last_layer_learning_rate_multiplier",
 )
 
 
@@ -75,6 +77,16 @@ def _numbers(kind: type, counts: range, meaning: str, text: str) -> list[Any]:
         values = []
     if len(values) not in counts or not all(0 < value < float("inf") for value in values):
         raise ValueError(f"give {meaning}")
+    return values
+
+
+def _class_weights(text: str) -> list[float]:
+    try:
+        values = [float(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if not all(0 <= value < float("inf") for value in values) or not any(values):
+        raise ValueError("give finite numbers from 0 on, one per class, not all 0")
     return values
 
 
@@ -133,6 +145,14 @@ _list(
     "three numbers",
 )
 
+_list(
+    "class_weights",
+    None,
+    "Factors of the classes' losses, in the data's order. Default: all 1.",
+    _class_weights,
+    "one number per class",
+)
+
 # search
 _count("epochs", 40, "search: passes over trainA.")
 flags.DEFINE_integer(
@@ -150,6 +170,25 @@ _list(
 )
 _count("num_layers", 12, "search: L.")
 _count("num_blocks", 5, "search: B.")
+flags.DEFINE_enum(
+    "alpha_sharing",
+    "global",
+    list(search_space.ALPHA_SHARING),
+    "search: cells of which nodes share one alpha: all, those of a level, those of a layer.",
+)
+flags.DEFINE_bool(
+    "second_order",
+    False,
+    "search: alpha's and beta's gradient through a step of the weights; four times the cost.",
+)
+flags.DEFINE_string(
+    "cost_table", None, "profile: where to write the costs of all pieces; search: that file."
+)
+flags.DEFINE_enum(
+    "cost_metric", "multiply_adds", list(cost_table.UNITS), "profile: what --cost_table holds."
+)
+flags.DEFINE_float("cost_budget", None, "search: in the table's unit (billions, or ms).")
+_strength("cost_weight", 0.0, "search: weight of relu(expected cost / budget - 1). 0: off.")
 
 # train
 flags.DEFINE_string(
@@ -158,27 +197,51 @@ flags.DEFINE_string(
     f"train, profile: a genotype.json, or one of {', '.join(genotype.PRESET_PATHS)}.",
 )
 _count("train_steps", 1_500_000, "train: number of steps.")
-flags.DEFINE_string("init_checkpoint", None, "train: weights to start from.")
+flags.DEFINE_string(
+    "init_checkpoint",
+    None,
+    "train: model_dir or checkpoint to take the first weights from; the number of classes may "
+    "differ.",
+)
 _share("drop_path_keep_prob", 1.0, "train: scheduled drop path's final keep probability.")
 _share("batch_norm_decay", 0.9997, "train: BN's moving average; 0.9 to 0.99 for short runs.")
 flags.DEFINE_bool("fine_tune_batch_norm", True, "train: false freezes BN's statistics.")
-_count("head_filters", 256, "train: channels of ASPP and decoder.")
+_count("head_filters", 256, "train, profile: channels of ASPP and decoder.")
+_share("top_k_pixels", 1.0, "train: share of each image's pixels, the hardest, that count.")
+flags.DEFINE_integer(
+    "hard_mining_steps", 0, "train: steps over which 1 falls to --top_k_pixels.", lower_bound=0
+)
+_share(
+    "ema_decay",
+    0.0,
+    "train: decay of averaged weights, which are evaluated then; 0: off. A second copy in memory.",
+)
+_strength(
+    "last_layer_learning_rate_multiplier", 1.0, "train: factor of the rate of decoder/logits."
+)
 
 # eval, predict, export
 _list(
     "eval_scales",
     "1.0",
-    "eval: scales whose probabilities are averaged.",
+    "eval, predict: scales whose probabilities are averaged.",
     partial(_numbers, float, range(1, 20), "one or more positive factors"),
     "factors",
 )
-flags.DEFINE_bool("eval_flip", False, "eval: average over the mirror image too.")
-flags.DEFINE_string("input", None, "predict: an image, a folder, or a glob.")
+flags.DEFINE_bool("eval_flip", False, "eval, predict: average over the mirror image too.")
+flags.DEFINE_string("input", None, "predict: an image, a folder, or a glob; or give --data_dir.")
 flags.DEFINE_string("output_dir", None, "predict: where the pictures go.")
+flags.DEFINE_enum(
+    "submission", None, list(submission.FORMS), "predict: write what this benchmark's server takes."
+)
 flags.DEFINE_string("export_dir", None, "export: where. Default: model_dir/export.")
 flags.DEFINE_bool("export_probabilities", False, "export: signatures answer probabilities too.")
 
-for _name in ("learning_rate", "arch_learning_rate", "drop_path_keep_prob"):
+for _name in (
+    *("learning_rate", "arch_learning_rate", "drop_path_keep_prob"),
+    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget"),
+):
     flags.register_validator(
         _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"
     )
+flags.register_validator("ema_decay", lambda value: value < 1, "must be below 1")

@@ -165,6 +165,13 @@ class PathCell(keras.layers.Layer):
         drop_path: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns H^l from H^{l-1} and H^{l-2} as they left their cells; see `Cell.call`."""
+        first, second = self.inputs(first, second, training)
+        return self.blocks(first, second, training=training, drop_path=drop_path)
+
+    def inputs(
+        self, first: tf.Tensor, second: tf.Tensor, training: bool = False
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """H^{l-1} and H^{l-2} as the blocks take them: of one size and C channels."""
         before_last, last, own = self.levels
         if own < last:
             height, width = sides(first)
@@ -174,7 +181,7 @@ class PathCell(keras.layers.Layer):
         first = self.first(tf.nn.relu(first), training=training)
         if self.projects_second:
             second = self.second(tf.nn.relu(second), training=training)
-        return self.blocks(first, second, training=training, drop_path=drop_path)
+        return first, second
 
 
 class Network(keras.Model):

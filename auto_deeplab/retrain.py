@@ -1,11 +1,17 @@
-"""The training step of a derived network (paper, Sec. 5.2)."""
+"""The training of a derived network (paper, Sec. 5.2): what it starts from, and its step."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from auto_deeplab import run_record
 from auto_deeplab.network import Network
+from official import averaging, checkpoints
+from official.errors import RunError
+from official.losses import mining_share
 from official.training_step import mean_loss, minimize
 
 Batch = dict[str, tf.Tensor]
@@ -23,6 +29,13 @@ class Retrain:
         seed: of dropout and drop path.
         total_steps: T, after which drop path has reached its final strength.
         strategy: the step runs on all its replicas.
+        class_weights: factors of the classes' losses, or None.
+        top_k_pixels: share in (0, 1] of each image's valid pixels, those of the largest losses,
+            that count; see losses.pixel_cross_entropy.
+        hard_mining_steps: the share falls from 1 to top_k_pixels over so many steps; 0: at once.
+        averaged: a second network, built with the same arguments, whose variables become the moving
+            averages of the first one's; None: no averages.
+        ema_decay: in [0, 1), of the averages; see averaging.decay_at.
         jit_compile: compile the whole step with XLA; one replica only.
     """
 
@@ -35,13 +48,27 @@ class Retrain:
         seed: int,
         total_steps: int,
         strategy: tf.distribute.Strategy,
+        class_weights: Sequence[float] | None = None,
+        top_k_pixels: float = 1.0,
+        hard_mining_steps: int = 0,
+        averaged: Network | None = None,
+        ema_decay: float = 0.0,
         jit_compile: bool = False,
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self._ignore_label, self._seed, self._total_steps = ignore_label, seed, total_steps
         self._strategy = strategy
+        self._class_weights = class_weights
+        self._top_k_pixels, self._hard_mining_steps = top_k_pixels, hard_mining_steps
+        self.averaged, self._ema_decay = averaged, ema_decay
+        self.start_averages()
         optimizer.build(network.trainable_variables)
         self.train_step = tf.function(self._train_step, jit_compile=jit_compile)
+
+    def start_averages(self) -> None:
+        """Begins the averages at the network's present values: for whoever has changed those."""
+        if self.averaged is not None:
+            averaging.start(self.averaged.variables, self.network.variables)
 
     def step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One update.
@@ -56,7 +83,15 @@ class Retrain:
         return {"loss_w": self.train_step(batch)}
 
     def _train_step(self, batch: Batch) -> tf.Tensor:
+        step = tf.convert_to_tensor(self.optimizer.iterations)
         loss = self._strategy.run(self._update, (batch,))
+        if self.averaged is not None:
+            averaging.update(
+                self.averaged.variables,
+                self.network.variables,
+                averaging.decay_at(self._ema_decay, step),
+                self._strategy,
+            )
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
 
     def _update(self, batch: Batch) -> tf.Tensor:
@@ -66,6 +101,63 @@ class Retrain:
 
         def forward() -> tuple[tf.Tensor, Any]:
             logits = self.network(batch["image"], training=True, seeds=seeds, progress=progress)
-            return mean_loss(batch["label"], logits, self._ignore_label), None
+            loss = mean_loss(
+                batch["label"],
+                logits,
+                self._ignore_label,
+                class_weights=self._class_weights,
+                top_k_pixels=mining_share(
+                    self._top_k_pixels, self._hard_mining_steps, self.optimizer.iterations
+                ),
+            )
+            return loss, None
 
         return minimize(forward, self.network.trainable_variables, self.optimizer)[0]
+
+
+def initialize(network: Network, path: str) -> int | None:
+    """Gives a network the weights of another training, averaged ones where it has them.
+
+    Only the last layer may have another number of classes; it stays as it is then.
+
+    Args:
+        network: built.
+        path: path prefix of a checkpoint, a directory of checkpoints (its newest), or a model_dir.
+
+    Returns:
+        the number of classes there if it is another one, else None.
+
+    Raises:
+        RunError: there is no such checkpoint, or it is not of this very network. No variable has
+            been changed then.
+    """
+    inside = os.path.join(path, "checkpoints")
+    prefix = checkpoints.find(inside if os.path.isdir(inside) else path)
+    _check_genotype(network, prefix)
+    group = "average" if checkpoints.shapes(prefix, "average") else "weights"
+    shapes = checkpoints.shapes(prefix, group)
+    if not shapes:
+        raise RunError(
+            f"the checkpoint {prefix} was not written by this project: if it is one of the TF1 "
+            "release, python -m auto_deeplab.import_tf1 makes one of it that can be used"
+        )
+    last = network.decoder.logits
+    (here,) = last.bias.shape
+    (there,) = shapes.get(last.bias.path, (here,))
+    fresh = [] if there == here else last.variables
+    checkpoints.restore(prefix, {group: network.variables}, untouched=fresh)
+    return there if fresh else None
+
+
+def _check_genotype(network: Network, prefix: str) -> None:
+    """Other cells can have variables of the same names and shapes: where it is known, compare."""
+    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    if not os.path.exists(os.path.join(model_dir, run_record.GENOTYPE)):
+        return
+    there, here = run_record.read_genotype(model_dir), network.genotype
+    for part in ("path", "cells", "cell_of_layer"):
+        if getattr(there, part) != getattr(here, part):
+            raise RunError(
+                f"the network in {model_dir} has another genotype: {part} "
+                f"{getattr(there, part)}, not {getattr(here, part)}"
+            )

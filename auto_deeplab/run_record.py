@@ -18,19 +18,28 @@ from official.files import make_directory, write_atomically
 FILE = "run.json"
 GENOTYPE = "genotype.json"
 
+NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
+NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
+"""What a training's identity says of its network, beside the genotype."""
+
+IMPORTED, GUESSED = "imported", "class_names_guessed"
+"""Keys of a network that was not trained here: what it came from; whether its names are a guess."""
+
 Record = dict[str, Any]
 
 
-def check(model_dir: str, mode: str, identity: Record) -> None:
+def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None:
     """Checks that model_dir is free, or holds this very run. Writes nothing.
 
     Args:
         model_dir: need not exist.
         mode: "search" or "train".
         identity: flag -> value, plain JSON, of everything that makes two runs different runs.
+        defaults: as in `compare`.
 
     Raises:
-        UsageError: it holds another run; the first flag that differs is named with both values.
+        UsageError: it holds an imported network, or another run; the first flag that differs is
+            named with both values.
     """
     if os.path.exists(os.path.join(model_dir, FILE)):
         record = _read(model_dir)
@@ -39,7 +48,12 @@ def check(model_dir: str, mode: str, identity: Record) -> None:
                 f"--model_dir={model_dir} holds a run of --mode={record['mode']}, not {mode}: "
                 "choose another directory"
             )
-        compare(record, identity, model_dir)
+        if IMPORTED in record:
+            raise UsageError(
+                f"--model_dir={model_dir} holds an imported network, which cannot be trained in "
+                f"place: choose another --model_dir and give --init_checkpoint={model_dir}"
+            )
+        compare(record, identity, model_dir, defaults)
     elif os.path.isdir(_checkpoints(model_dir)):
         raise UsageError(
             f"--model_dir={model_dir} holds checkpoints but no {FILE}: choose another directory"
@@ -68,7 +82,7 @@ def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
         flags: absl flags; those without a value are left out, and --checkpoint, which says where
             one process started.
     """
-    paths = ("data_dir", "model_dir", "genotype", "init_checkpoint")
+    paths = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
     lines = []
     for flag in flags:
         if flag.name in paths and flag.value and flag.value not in genotypes.PRESET_PATHS:
@@ -104,9 +118,16 @@ def read(model_dir: str, mode: str) -> Record:
     return record
 
 
-def compare(record: Record, identity: Record, model_dir: str) -> None:
-    """Raises UsageError if a value of `identity` differs from the recorded one."""
-    recorded = record["identity"]
+def compare(record: Record, identity: Record, model_dir: str, defaults: Record) -> None:
+    """Raises UsageError if a value of `identity` differs from the recorded one.
+
+    Args:
+        record: what `read` returned.
+        identity: flag -> value, plain JSON.
+        model_dir: the record's.
+        defaults: flag -> value of what is not recorded, because the flag is newer than the run.
+    """
+    recorded = defaults | record["identity"]
     for flag, value in json.loads(json.dumps(identity)).items():
         if recorded.get(flag) != value:
             remedy = "give the same value, or another directory"

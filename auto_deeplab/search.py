@@ -1,6 +1,7 @@
 """The bilevel search step (paper, Sec. 4.2): weights on trainA, then alpha and beta on trainB."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,9 +12,11 @@ from auto_deeplab import decoding
 from auto_deeplab.architecture import Architecture
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.supernet import SuperNet
+from official.distribution import assign, sum_over_replicas
 from official.training_step import mean_loss, minimize
 
 Batch = dict[str, tf.Tensor]
+CostTerm = Callable[[Callable[[int, int], tf.Tensor], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Search:
@@ -28,6 +31,11 @@ class Search:
         architecture_optimizer: of alpha and beta.
         ignore_label: label of void pixels.
         strategy: the steps run on all its replicas.
+        class_weights: factors of the classes' losses, or None.
+        cost_term: (alpha of a node, beta) -> (penalty, expected cost), of which the penalty is
+            added to the architecture's loss; see expected_cost.budget_term. None: nothing is.
+        second_order: whether the architecture's gradient sees what its change does to w; see
+            `_second_order_gradients`.
         jit_compile: compile the whole step with XLA; one replica only.
     """
 
@@ -40,9 +48,14 @@ class Search:
         architecture_optimizer: keras.optimizers.Optimizer,
         ignore_label: int,
         strategy: tf.distribute.Strategy,
+        class_weights: Sequence[float] | None = None,
+        cost_term: CostTerm | None = None,
+        second_order: bool = False,
         jit_compile: bool = False,
     ) -> None:
         self.supernet, self.architecture = supernet, architecture
+        self.cost_term, self._second_order = cost_term, second_order
+        self._class_weights = class_weights
         self.weight_optimizer = weight_optimizer
         self.architecture_optimizer = architecture_optimizer
         self._ignore_label, self._strategy = ignore_label, strategy
@@ -78,7 +91,7 @@ class Search:
 
     def _search_step(self, batch_a: Batch, batch_b: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         loss_w = self._strategy.run(self._update_weights, (batch_a,))
-        loss_arch = self._strategy.run(self._update_architecture, (batch_b,))
+        loss_arch = self._strategy.run(self._update_architecture, (batch_b, batch_a))
         return self._sum(loss_w), self._sum(loss_arch)
 
     def _sum(self, per_replica: Any) -> tf.Tensor:
@@ -91,17 +104,91 @@ class Search:
         self.supernet.update_moving_statistics(statistics)
         return loss
 
-    def _update_architecture(self, batch: Batch) -> tf.Tensor:
-        variables = self.architecture.trainable_variables
-        return minimize(self._forward(batch), variables, self.architecture_optimizer)[0]
+    def _update_architecture(self, batch_b: Batch, batch_a: Batch) -> tf.Tensor:
+        def forward() -> tuple[tf.Tensor, tf.Tensor]:
+            loss, _ = self._forward(batch_b)()
+            return loss + self._penalty(), loss
+
+        optimizer, a = self.architecture_optimizer, self.architecture.trainable_variables
+        if not self._second_order:
+            return minimize(forward, a, optimizer)[1]
+        loss, gradients = self._second_order_gradients(forward, batch_a)
+        optimizer.apply([optimizer.scale_loss(gradient) for gradient in gradients], a)
+        return loss
+
+    def _second_order_gradients(
+        self, forward_b: Callable[[], tuple[tf.Tensor, Any]], batch_a: Batch
+    ) -> tuple[Any, list[tf.Tensor]]:
+        """This replica's share of the gradient of L_B(w', a) by a = (alpha, beta).
+
+        w' = w - r dL_A/dw(w, a) is what one step of rate r, w's present one, would make of w (the
+        second-order form of DARTS, on which Sec. 4.2 builds). By the chain rule the gradient is
+
+            dL_B/da(w', a) - r d2L_A/da dw(w, a) v,    v = dL_B/dw'(w', a),
+
+        whose last product is a central difference of dL_A/da between w + e v and w - e v, with
+        e = 0.01 / |v|. Four gradients instead of one, and a copy of w. w ends as it began.
+
+        Returns:
+            the second result of `forward_b` at w', and the gradients by a's variables.
+        """
+        w, a = self.supernet.trainable_variables, self.architecture.trainable_variables
+        start = [tf.identity(variable) for variable in w]
+
+        def move(direction: Sequence[tf.Tensor], factor: Any) -> None:
+            pairs = zip(start, direction, strict=True)
+            assign(w, [value + factor * change for value, change in pairs])
+
+        forward_a = self._forward(batch_a)
+        rate = tf.cast(self.weight_optimizer.learning_rate, tf.float32)
+        _, by_w = gradients(forward_a, w)
+        move(sum_over_replicas(by_w), -rate)
+        loss, both = gradients(forward_b, [*a, *w])
+        by_a, direction = both[: len(a)], sum_over_replicas(both[len(a) :])
+        step = tf.math.divide_no_nan(0.01, tf.linalg.global_norm(direction))
+        move(direction, step)
+        _, above = gradients(forward_a, a)
+        move(direction, -step)
+        _, below = gradients(forward_a, a)
+        assign(w, start)
+        change = tf.math.divide_no_nan(rate, 2 * step)
+        return loss, [
+            g - change * (plus - minus) for g, plus, minus in zip(by_a, above, below, strict=True)
+        ]
+
+    def _penalty(self) -> tf.Tensor | float:
+        """This replica's share of the cost term."""
+        cost = self.expected_cost()
+        return 0.0 if cost is None else cost[0] / self._strategy.num_replicas_in_sync
+
+    def expected_cost(self) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """The cost term's penalty and expected cost for alpha and beta as they are; None if off."""
+        if self.cost_term is None:
+            return None
+        alpha, beta = self.architecture.probabilities()
+        return self.cost_term(partial(self.architecture.alpha_of, alpha), beta)
 
     def _forward(self, batch: Batch) -> Callable[[], tuple[tf.Tensor, Any]]:
         def forward() -> tuple[tf.Tensor, Any]:
             alpha, beta = self.architecture.probabilities()
             logits, statistics = self.supernet(batch["image"], alpha, beta, training=True)
-            return mean_loss(batch["label"], logits, self._ignore_label), statistics
+            loss = mean_loss(
+                batch["label"], logits, self._ignore_label, class_weights=self._class_weights
+            )
+            return loss, statistics
 
         return forward
+
+
+def gradients(
+    forward: Callable[[], tuple[tf.Tensor, Any]], variables: Sequence[keras.Variable]
+) -> tuple[Any, list[tf.Tensor]]:
+    """The second result of `forward`, and the gradients of the first by the variables."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        for variable in variables:
+            tape.watch(variable.value)
+        loss, other = forward()
+    return other, tape.gradient(loss, variables, unconnected_gradients="zero")
 
 
 def batches(
@@ -117,19 +204,34 @@ def batches(
 def decoded(architecture: Architecture, meta: dict[str, Any]) -> tuple[Genotype, np.ndarray]:
     """The architecture that alpha and beta stand for now, and beta's probabilities [L, 4, 3]."""
     alpha, beta = (tensor.numpy() for tensor in architecture.probabilities())
-    operations, num_blocks = architecture.operations, architecture.num_blocks
-    return decoding.decode(alpha, beta, operations, num_blocks, meta=meta), beta
+    genotype = decoding.decode(
+        *(alpha, beta, architecture.operations, architecture.num_blocks, meta),
+        alpha_sharing=architecture.alpha_sharing,
+    )
+    return genotype, beta
 
 
-def report(architecture: Architecture) -> dict[str, Any]:
-    """What each report says about the architecture: entropies (nats), counts, path and cell."""
-    alpha, beta = (tensor.numpy() for tensor in architecture.probabilities())
-    genotype = decoding.decode(alpha, beta, architecture.operations, architecture.num_blocks)
+def report(
+    architecture: Architecture, cost: tuple[tf.Tensor, tf.Tensor] | None = None
+) -> dict[str, Any]:
+    """What each report says about the architecture: entropies (nats), counts, path and cell.
+
+    Where alpha is untied, skip_connects is that of the cell with the most, and all cells of the
+    path are listed, with the one of each layer.
+    `cost` is Search.expected_cost's answer.
+    """
+    genotype, beta = decoded(architecture, {})
+    alpha = np.asarray(genotype.meta["alpha"])
+    if genotype.cell_of_layer is None:
+        cells: dict[str, Any] = {"cell": genotype.cells[0]}
+    else:
+        cells = {"cells": genotype.cells, "cell_of_layer": genotype.cell_of_layer}
     return {
         "alpha_entropy": decoding.alpha_entropy(alpha),
         "beta_entropy": decoding.beta_entropy(beta),
-        "skip_connects": decoding.count_skip_connects(genotype.cells[0]),
+        "skip_connects": max(map(decoding.count_skip_connects, genotype.cells)),
         "none_edges": decoding.count_none_edges(alpha, architecture.operations),
         "path": genotype.path,
-        "cell": genotype.cells[0],
+        **cells,
+        **({"expected_cost": float(cost[1])} if cost else {}),
     }

@@ -34,6 +34,9 @@ DIL_OPERATIONS = tuple(name.replace("atrous_", "dil_") for name in OPERATIONS)
 
 KNOWN_OPERATIONS = (*OPERATIONS, "dil_conv_3x3", "dil_conv_5x5")
 
+ALPHA_SHARING = ("global", "level", "layer")
+"""Which cells share one alpha: all (the paper), those of a level, or those of a layer (Sec. 6)."""
+
 NUM_LEVELS = 4
 UP, SAME, DOWN = 0, 1, 2
 """Directions of an edge, the last axis of beta: to the finer level, the same, the coarser one."""
@@ -164,6 +167,16 @@ def cell_edges(num_blocks: int) -> list[tuple[int, int]]:
 def num_cell_edges(num_blocks: int) -> int:
     """The number of alpha's rows: 2 + 3 + ... over the blocks, 20 for five blocks."""
     return num_blocks * (num_blocks + 3) // 2
+
+
+def num_alphas(sharing: str, num_layers: int) -> int:
+    """How many alphas there are under one of ALPHA_SHARING."""
+    return {"global": 1, "level": NUM_LEVELS, "layer": num_layers}[sharing]
+
+
+def alpha_index(sharing: str, layer: int, level: int) -> int:
+    """Which of the `num_alphas` alphas the cells of node (layer, level) have."""
+    return {"global": 0, "level": level, "layer": layer - 1}[sharing]
 
 
 def count_cells(num_blocks: int, num_operations: int) -> int:

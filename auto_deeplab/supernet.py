@@ -93,6 +93,7 @@ class SuperNet(keras.Model):
         filter_multiplier: F; a cell at level k has F * 2^k channels, a node's output B times as
             many.
         stem_filters: channels of the stem's three convolutions.
+        alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
         recompute: recompute every node in the backward pass: a fraction of the memory for about
             1.3 times the time.
     """
@@ -106,12 +107,14 @@ class SuperNet(keras.Model):
         operations: tuple[str, ...],
         filter_multiplier: int,
         stem_filters: tuple[int, int, int] = (64, 64, 128),
+        alpha_sharing: str = "global",
         recompute: bool = True,
     ) -> None:
         # alpha and beta must stay float32 whatever the precision of the convolutions.
         super().__init__(name="supernet", autocast=False)
         self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
         self.filter_multiplier, self.recompute = filter_multiplier, recompute
+        self.alpha_sharing = alpha_sharing
 
         def output_channels(layer: int, level: int) -> int:
             stem = {(-1, -1): stem_filters[1], (0, 0): stem_filters[2]}
@@ -157,7 +160,8 @@ class SuperNet(keras.Model):
 
         Args:
             images: [N, H, W, 3], values 0..255, any size.
-            alpha: probabilities, float32 [edges of the cell, operations].
+            alpha: probabilities, float32 [edges of the cell, operations], or several of them; see
+                `Architecture`.
             beta: probabilities, float32 [L, 4, 3].
             training: normalise by the batch's statistics instead of the moving ones.
 
@@ -185,10 +189,7 @@ class SuperNet(keras.Model):
                 found.append(statistics)
             return output
 
-        scales = [
-            cell.scales(alpha, self.operations, self.num_blocks, self.cell_channels(level))
-            for level in range(search_space.NUM_LEVELS)
-        ]
+        scales = self._scales(alpha)
         half, quarter = run(self.stem, stem, x)
         layers: dict[int, dict[int, tf.Tensor]] = {-1: {-1: half}, 0: {0: quarter}}
         parts = iter(self.nodes)
@@ -204,7 +205,7 @@ class SuperNet(keras.Model):
                     [layers[layer - 1][j] for j in sources],
                     layers[source_layer][source_level],
                     tf.gather_nd(beta[layer - 1], directions),
-                    scales[level],
+                    scales[search_space.alpha_index(self.alpha_sharing, layer, level), level],
                 )
             del layers[layer - 2]
 
@@ -213,6 +214,20 @@ class SuperNet(keras.Model):
             own = run(part, head, layers[self.num_layers][level], level)
             logits.append(resize_bilinear(tf.cast(own, tf.float32), padded))
         return tf.add_n(logits)[:, :height, :width], found
+
+    def _scales(self, alpha: tf.Tensor) -> dict[tuple[int, int], Any]:
+        """`cell.scales` for every (alpha, level) that some node has, each made once."""
+        alphas = tf.unstack(alpha) if alpha.shape.rank == 3 else [alpha]
+        pairs = {
+            (search_space.alpha_index(self.alpha_sharing, layer, level), level)
+            for layer, level in search_space.nodes(self.num_layers)
+        }
+        return {
+            (index, level): cell.scales(
+                alphas[index], self.operations, self.num_blocks, self.cell_channels(level)
+            )
+            for index, level in sorted(pairs)
+        }
 
     def update_moving_statistics(self, statistics: list[Statistics]) -> None:
         """Moves every moving average towards the statistics that a training call returned."""

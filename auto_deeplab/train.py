@@ -8,7 +8,8 @@ Flags (see flag_definitions.py) are read here and nowhere else.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,17 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from auto_deeplab import cost, figures, flag_definitions, retrain, run_record, search
+from auto_deeplab import (
+    confusion,
+    cost,
+    cost_table,
+    expected_cost,
+    figures,
+    flag_definitions,
+    retrain,
+    run_record,
+    search,
+)
 from auto_deeplab import genotype as genotypes
 from auto_deeplab.architecture import Architecture
 from auto_deeplab.evaluation import Logits, class_table, split_evaluator, write_metrics
@@ -32,15 +43,16 @@ from auto_deeplab.export import export
 from auto_deeplab.flag_definitions import (
     DEFAULTS,
     NEEDED,
-    NETWORK,
-    NETWORK_SHAPE,
     SEARCH_IDENTITY,
     TRAIN_IDENTITY,
 )
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
-from auto_deeplab.prediction import predict
+from auto_deeplab.prediction import picture_files, predict, split_images
+from auto_deeplab.run_record import NETWORK, NETWORK_SHAPE
+from auto_deeplab.submission import Submission, new_submission
 from auto_deeplab.supernet import SuperNet
+from auto_deeplab.trained import find_checkpoint, new_network, trained_network
 from official import checkpoints, distribution, input_pipeline, optimizers, schedules
 from official.errors import RunError, UsageError, run_app
 from official.records import Description, explain, read_description
@@ -96,7 +108,9 @@ def search_mode() -> None:
             f"--min_learning_rate={FLAGS.min_learning_rate} is above "
             f"--learning_rate={FLAGS.learning_rate}: the rate falls from the second to the first"
         )
+    table = checked_cost_table()
     identity = run_identity(SEARCH_IDENTITY, description)
+    identity["cost_table"] = table.digest() if table else None
     check_model_dir(identity)
     epoch_steps = input_pipeline.steps_per_epoch(len(halves[0]), FLAGS.batch_size)
     total_steps = FLAGS.epochs * epoch_steps
@@ -104,7 +118,7 @@ def search_mode() -> None:
 
     rate = schedules.cosine(FLAGS.learning_rate, FLAGS.min_learning_rate, total_steps)
     with strategy.scope():
-        searching = new_search(rate, description, strategy)
+        searching = new_search(rate, description, strategy, table)
     architecture, weights = searching.architecture, searching.supernet.variables
     store, start_step = restored(
         strategy,
@@ -122,7 +136,7 @@ def search_mode() -> None:
             "phase": "weights" if in_phase_one else "weights and architecture",
             "learning_rate": float(rate(done - 1)),
             **evaluate(),
-            **search.report(architecture),
+            **search.report(architecture, searching.expected_cost()),
         }
 
     def stream(number: int, first_step: int) -> Iterator[Any]:
@@ -159,7 +173,8 @@ def decode_mode() -> None:
     """Makes genotype.json and the figures again, from any checkpoint of a search."""
     record = recorded("search", SEARCH_IDENTITY)
     architecture = new_architecture(record["identity"])
-    step = checkpoints.restore(checkpoint(), {"architecture": architecture.variables})
+    path = find_checkpoint(FLAGS.model_dir, FLAGS.checkpoint)
+    step = checkpoints.restore(path, {"architecture": architecture.variables})
     write_architecture(architecture, step, record["dataset"], record["identity"]["seed"])
 
 
@@ -169,6 +184,7 @@ def train_mode() -> None:
     num_records = description.split(FLAGS.train_split).num_examples
     check_training_data(description, strategy, num_records)
     check_batch_norm()
+    check_mining()
     genotype = genotype_to_train()
     identity = {
         "genotype": run_record.architecture(genotype),
@@ -179,25 +195,20 @@ def train_mode() -> None:
 
     rate = schedules.polynomial(FLAGS.learning_rate, FLAGS.train_steps)
     with strategy.scope():
-        network = new_network(genotype, identity, description.num_classes)
-        optimizer = optimizers.sgd(rate, l2=FLAGS.weight_decay, decays=optimizers.is_kernel)
-        training = retrain.Retrain(
-            network,
-            optimizer=scaled(optimizer),
-            ignore_label=description.ignore_label,
-            seed=FLAGS.seed,
-            total_steps=FLAGS.train_steps,
-            strategy=strategy,
-            jit_compile=FLAGS.jit_compile,
-        )
-    store, start_step = restored(strategy, weights=(network.variables, training.optimizer))
+        training = new_training(genotype, identity, rate, description, strategy)
+    network, averaged = training.network, training.averaged
+    averages = {"average": (averaged.variables, None)} if averaged else {}
+    store, start_step = restored(
+        strategy, weights=(network.variables, training.optimizer), **averages
+    )
     if start_step == 0 and FLAGS.init_checkpoint:
-        checkpoints.restore(FLAGS.init_checkpoint, {"weights": network.variables})
+        start_from_init_checkpoint(network, description)
+        training.start_averages()
     if distribution.is_chief(strategy):
         genotype.save(os.path.join(FLAGS.model_dir, run_record.GENOTYPE))
         write_record(identity, description)
 
-    evaluate = validation(answers(network), description, strategy)
+    evaluate = validation(answers(averaged or network), description, strategy)
     stream = input_pipeline.distributed_batches(
         *(strategy, description, FLAGS.train_split), start_step=start_step, **stream_options()
     )
@@ -224,15 +235,10 @@ def train_mode() -> None:
 
 def eval_mode() -> None:
     """Evaluates a trained network on whole images; the metrics are the last line on stdout."""
-    strategy, record, description = start(), recorded("train", NETWORK_SHAPE), read_data()
-    if list(description.class_names) != record["class_names"]:
-        raise UsageError(
-            f"--data_dir={FLAGS.data_dir} has the classes {', '.join(description.class_names)}, "
-            f"the network in --model_dir={FLAGS.model_dir} was trained on "
-            f"{', '.join(record['class_names'])}: give data of the same classes"
-        )
+    strategy, record, description = start(), trained_record(), read_data()
+    check_classes(record, description)
     description.split(FLAGS.eval_split)
-    network, step, path = trained(strategy, record)
+    network, step, path = trained(strategy)
     evaluate = split_evaluator(
         answers(network),
         description,
@@ -242,8 +248,12 @@ def eval_mode() -> None:
         scales=FLAGS.eval_scales,
         flip=FLAGS.eval_flip,
     )
-    metrics = evaluate()
+    metrics, counts = evaluate()
     say(class_table(metrics))
+    table = os.path.join(FLAGS.model_dir, "confusion_matrix.csv")
+    confusion.write(table, counts, metrics["class_names"])
+    picture = run_record.figure(FLAGS.model_dir, "confusion_matrix")
+    confusion.draw(picture, counts, metrics, split=FLAGS.eval_split, step=step)
     line = write_metrics(
         os.path.join(FLAGS.model_dir, "metrics.json"),
         metrics,
@@ -255,23 +265,42 @@ def eval_mode() -> None:
 
 
 def predict_mode() -> None:
-    """Segments pictures."""
-    strategy, record = start(), recorded("train", NETWORK_SHAPE)
-    network, _, _ = trained(strategy, record)
+    """Segments pictures, or the images of a split."""
+    if FLAGS.input is None and FLAGS.data_dir is None:
+        raise UsageError(
+            "--mode=predict needs --input (pictures) or --data_dir (the images of its split "
+            "--eval_split)"
+        )
+    strategy, record = start(), trained_record()
+    class_names, palette = record["class_names"], record["palette"]
+    # A run's flags.cfg names its data: --input says that other pictures are meant.
+    description = None if FLAGS.input else read_data()
+    if description:
+        check_classes(record, description)
+        class_names, palette = description.class_names, description.palette
+    submission = submission_form(class_names, description)
+    if description:
+        pictures = split_images(description, FLAGS.eval_split)
+    else:
+        pictures = picture_files(FLAGS.input, FLAGS.output_dir)
+    network, _, _ = trained(strategy)
     done = predict(
         answers(network),
-        FLAGS.input,
+        pictures,
         FLAGS.output_dir,
-        class_names=record["class_names"],
-        palette=record["palette"],
+        class_names=class_names,
+        palette=palette,
+        scales=FLAGS.eval_scales,
+        flip=FLAGS.eval_flip,
+        submission=submission,
     )
     say(f"{len(done)} images segmented: {FLAGS.output_dir}")
 
 
 def export_mode() -> None:
     """Writes a SavedModel."""
-    strategy, record = start(), recorded("train", NETWORK_SHAPE)
-    network, _, _ = trained(strategy, record)
+    strategy, record = start(), trained_record()
+    network, _, _ = trained(strategy)
     path = export(
         network,
         FLAGS.export_dir or os.path.join(FLAGS.model_dir, "export"),
@@ -283,9 +312,14 @@ def export_mode() -> None:
 
 
 def profile_mode() -> None:
-    """Prints parameters and multiply-adds per part: a table, then JSON on the last line."""
+    """Prints parameters and multiply-adds per part: a table, then JSON on the last line.
+
+    With --cost_table: writes what all pieces of all networks cost, then prints JSON.
+    """
+    if FLAGS.cost_table:
+        return write_cost_table()
     if FLAGS.model_dir:
-        record = recorded("train", NETWORK_SHAPE)
+        record = trained_record()
         genotype, identity = genotype_of_run(), record["identity"]
         num_classes = len(record["class_names"])
     else:
@@ -297,6 +331,35 @@ def profile_mode() -> None:
     parts = cost.count(network, tuple(FLAGS.crop_size))
     print(cost.format_table(parts, tuple(FLAGS.crop_size)))
     print(json.dumps(cost.summary(parts, tuple(FLAGS.crop_size))))
+
+
+def write_cost_table() -> None:
+    """Measures the pieces of all networks that a search can find, and writes --cost_table."""
+    for name in ("model_dir", "genotype"):
+        if FLAGS[name].value is not None:
+            raise UsageError(
+                f"--{name}={FLAGS[name].value}: --cost_table is for all networks of the search "
+                "space, not for one: leave one of the two flags away"
+            )
+    if os.path.isdir(FLAGS.cost_table):
+        raise UsageError(f"--cost_table={FLAGS.cost_table} is a directory: give a file")
+    start()
+    began = time.monotonic()
+    settings = {name: FLAGS[name].value for name in cost_table.SETTINGS}
+    table = cost_table.measure(settings, FLAGS.cost_metric)
+    table.save(FLAGS.cost_table)
+    cheapest, dearest = expected_cost.bounds(table, FLAGS.operations, FLAGS.num_layers)
+    summary = {
+        "cost_table": FLAGS.cost_table,
+        "metric": table.metric,
+        "unit": cost_table.UNITS[table.metric],
+        "pieces": len(table.pieces),
+        "seconds": round(time.monotonic() - began, 1),
+        "num_layers": FLAGS.num_layers,
+        "cheapest": cheapest,
+        "dearest": dearest,
+    }
+    print(json.dumps(summary))
 
 
 # What the modes share. First, what they need to know.
@@ -359,18 +422,60 @@ def read_data() -> Description:
 def check_training_data(
     description: Description, strategy: tf.distribute.Strategy, num_records: int
 ) -> None:
-    """Raises UsageError if batch or crop does not fit the devices or the data."""
+    """Raises UsageError if batch, crop or weights do not fit the devices or the data."""
     distribution.check_batch_size(FLAGS.batch_size, strategy)
     if FLAGS.batch_size > num_records:
         raise UsageError(
             f"--batch_size={FLAGS.batch_size} is larger than the {num_records} images to train on: "
             "give a smaller one"
         )
+    if FLAGS.class_weights and len(FLAGS.class_weights) != description.num_classes:
+        raise UsageError(
+            f"--class_weights has {len(FLAGS.class_weights)} numbers, but the data in "
+            f"--data_dir={FLAGS.data_dir} has {description.num_classes} classes: give one for each"
+        )
     options = stream_options()
     input_pipeline.check_crop_size(
         description, FLAGS.train_split, options["crop_size"], options["scales"]
     )
     description.split(FLAGS.eval_split)
+
+
+def checked_cost_table() -> cost_table.CostTable | None:
+    """The table that --cost_table names, for a search with --cost_weight; None without one.
+
+    Raises:
+        UsageError: it is needed and not there, or is not one for this search.
+    """
+    if not FLAGS.cost_weight:
+        if FLAGS.cost_table or FLAGS.cost_budget:
+            say("warning: --cost_weight=0: the search goes without --cost_table and --cost_budget")
+        return None
+    for name in ("cost_table", "cost_budget"):
+        if FLAGS[name].value is None:
+            raise UsageError(f"--{name} is needed by --cost_weight={FLAGS.cost_weight}")
+    try:
+        table = cost_table.load(FLAGS.cost_table)
+        expected_cost.check(table, FLAGS.operations, FLAGS.num_blocks)
+    except ValueError as error:
+        raise UsageError(f"--cost_table: {error}") from None
+    cheapest, dearest = expected_cost.bounds(table, FLAGS.operations, FLAGS.num_layers)
+    if not cheapest < FLAGS.cost_budget < dearest:
+        say(
+            f"warning: --cost_budget={FLAGS.cost_budget} {cost_table.UNITS[table.metric]}: all "
+            f"networks of this search are expected to cost {cheapest:.4g} to {dearest:.4g}, so it "
+            + ("can never be kept" if FLAGS.cost_budget <= cheapest else "changes nothing")
+        )
+    return table
+
+
+def cost_term(table: cost_table.CostTable | None) -> search.CostTerm | None:
+    """What a search with that table adds to the architecture's loss; None without one."""
+    if table is None:
+        return None
+    return expected_cost.budget_term(
+        table, FLAGS.operations, budget=FLAGS.cost_budget, weight=FLAGS.cost_weight
+    )
 
 
 def check_batch_norm() -> None:
@@ -389,6 +494,15 @@ def check_batch_norm() -> None:
         )
 
 
+def check_mining() -> None:
+    """Raises UsageError for a schedule of nothing."""
+    if FLAGS.hard_mining_steps and FLAGS.top_k_pixels == 1:
+        raise UsageError(
+            f"--hard_mining_steps={FLAGS.hard_mining_steps} has nothing to do at --top_k_pixels=1: "
+            "give a smaller share too"
+        )
+
+
 # model_dir: what it holds, and what is written to it.
 
 
@@ -400,9 +514,14 @@ def run_identity(names: tuple[str, ...], description: Description) -> run_record
     return {**identity, "data_dir": f"{description.name} {description.fingerprint()}"}
 
 
+def flag_defaults(names: Iterable[str]) -> run_record.Record:
+    """What flags are that are not given; see run_record.compare."""
+    return {name: FLAGS[name].default for name in names}
+
+
 def check_model_dir(identity: run_record.Record) -> None:
     """Raises UsageError if this run cannot begin, or go on, in model_dir."""
-    run_record.check(FLAGS.model_dir, FLAGS.mode, identity)
+    run_record.check(FLAGS.model_dir, FLAGS.mode, identity, flag_defaults(identity))
     own = Path(FLAGS.model_dir, "checkpoints")
     if FLAGS.checkpoint and not Path(FLAGS.checkpoint).resolve().is_relative_to(own.resolve()):
         raise UsageError(
@@ -426,23 +545,71 @@ def recorded(mode: str, names: tuple[str, ...]) -> run_record.Record:
     """What model_dir remembers; flags given again must say the same."""
     record = run_record.read(FLAGS.model_dir, mode)
     given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
-    run_record.compare(record, given, FLAGS.model_dir)
+    run_record.compare(record, given, FLAGS.model_dir, flag_defaults(given))
     return record
 
 
+def trained_record() -> run_record.Record:
+    """What the model_dir of a training remembers; flags given again must say the same."""
+    record = recorded("train", NETWORK_SHAPE)
+    count = len(record["class_names"])
+    if FLAGS["num_classes"].present and FLAGS.num_classes != count:
+        raise UsageError(
+            f"--num_classes={FLAGS.num_classes}, but the network in --model_dir={FLAGS.model_dir} "
+            f"has {count} classes: leave the flag away"
+        )
+    return record
+
+
+def check_classes(record: run_record.Record, description: Description) -> None:
+    """Raises UsageError if the data's classes are not those of the network in model_dir."""
+    guessed = record.get(run_record.GUESSED)
+    if guessed and len(record["class_names"]) == description.num_classes:
+        return  # a TF1 checkpoint has no names: the data's are as good
+    if record["class_names"] != list(description.class_names):
+        classes = f"{len(record['class_names'])} classes"
+        raise UsageError(
+            f"--data_dir={FLAGS.data_dir} has the classes {', '.join(description.class_names)}, "
+            f"the network in --model_dir={FLAGS.model_dir} was trained on "
+            f"{classes if guessed else ', '.join(record['class_names'])}: give data of the same "
+            "classes"
+        )
+
+
+def submission_form(
+    class_names: Sequence[str], description: Description | None
+) -> Submission | None:
+    """The form that --submission names.
+
+    Raises UsageError if networks of these classes, or the images of this data, do not suit it.
+    """
+    if FLAGS.submission is None:
+        return None
+    factor = description.options.get("resize_factor", 1.0) if description else 1.0
+    if factor != 1.0:
+        raise UsageError(
+            f"--submission={FLAGS.submission} needs images of their own size, but those in "
+            f"--data_dir={FLAGS.data_dir} were converted with --resize_factor={factor:g}"
+        )
+    split = FLAGS.eval_split if description else "test"
+    return new_submission(FLAGS.submission, class_names, split)
+
+
 def restored(
-    strategy: tf.distribute.Strategy, **groups: tuple[Any, keras.optimizers.Optimizer]
+    strategy: tf.distribute.Strategy, **groups: tuple[Any, keras.optimizers.Optimizer | None]
 ) -> tuple[checkpoints.Checkpoints, int]:
     """The run's checkpoints, and the step of the newest one, which has been restored.
 
     Args:
         strategy: the run's.
-        groups: name=(variables, their optimizer).
+        groups: name=(variables, their optimizer or None).
     """
     directory = os.path.join(FLAGS.model_dir, "checkpoints")
     saved, optional = {}, []
     for name, (variables, optimizer) in groups.items():
         saved[name] = variables
+        if optimizer is None:
+            continue
         saved[f"{name}_optimizer"] = optimizers.rule_variables(optimizer)
         saved[f"{name}_loss_scale"] = optimizers.loss_scale_variables(optimizer)
         optional.append(f"{name}_loss_scale")
@@ -455,9 +622,16 @@ def restored(
     return store, store.restore(FLAGS.checkpoint)
 
 
-def checkpoint() -> str:
-    """The checkpoint that the flags name."""
-    return checkpoints.find(FLAGS.checkpoint or os.path.join(FLAGS.model_dir, "checkpoints"))
+def start_from_init_checkpoint(network: Network, description: Description) -> None:
+    """Gives the network the weights that --init_checkpoint names."""
+    flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
+    try:
+        there = retrain.initialize(network, FLAGS.init_checkpoint)
+    except RunError as error:
+        raise RunError(f"{flag}: {error}") from None
+    if there is not None:
+        here = description.num_classes
+        say(f"{flag}: {there} classes there, {here} here: decoder/logits starts anew")
 
 
 def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> None:
@@ -513,11 +687,15 @@ def new_architecture(identity: Mapping[str, Any]) -> Architecture:
         num_blocks=identity["num_blocks"],
         operations=tuple(identity["operations"]),
         seed=identity["seed"],
+        alpha_sharing=identity.get("alpha_sharing", "global"),
     )
 
 
 def new_search(
-    rate: Any, description: Description, strategy: tf.distribute.Strategy
+    rate: Any,
+    description: Description,
+    strategy: tf.distribute.Strategy,
+    table: cost_table.CostTable | None,
 ) -> search.Search:
     """Super-net, architecture and their optimizers; call it in the strategy's scope."""
     supernet = SuperNet(
@@ -527,6 +705,7 @@ def new_search(
         operations=tuple(FLAGS.operations),
         filter_multiplier=FLAGS.filter_multiplier,
         stem_filters=tuple(FLAGS.stem_filters),
+        alpha_sharing=FLAGS.alpha_sharing,
     )
     return search.Search(
         supernet,
@@ -537,17 +716,47 @@ def new_search(
         ),
         ignore_label=description.ignore_label,
         strategy=strategy,
+        class_weights=FLAGS.class_weights,
+        cost_term=cost_term(table),
+        second_order=FLAGS.second_order,
         jit_compile=FLAGS.jit_compile,
     )
 
 
-def new_network(genotype: Genotype, identity: Mapping[str, Any], num_classes: int) -> Network:
-    """A built network."""
-    network = Network(
-        genotype, num_classes=num_classes, **{name: identity[name] for name in NETWORK}
+def new_training(
+    genotype: Genotype,
+    identity: Mapping[str, Any],
+    rate: Any,
+    description: Description,
+    strategy: tf.distribute.Strategy,
+) -> retrain.Retrain:
+    """Network, optimizer and, if wanted, averages; call it in the strategy's scope."""
+    network = new_network(genotype, identity, description.num_classes)
+    averaged = None
+    if FLAGS.ema_decay:
+        averaged = new_network(genotype, identity, description.num_classes)
+    last_layer = {id(variable) for variable in network.decoder.logits.variables}
+    multiplier = FLAGS.last_layer_learning_rate_multiplier
+    optimizer = optimizers.sgd(
+        rate,
+        l2=FLAGS.weight_decay,
+        decays=optimizers.is_kernel,
+        rate_factor=lambda variable: multiplier if id(variable) in last_layer else 1.0,
     )
-    network.build((None, None, None, 3))
-    return network
+    return retrain.Retrain(
+        network,
+        optimizer=scaled(optimizer),
+        ignore_label=description.ignore_label,
+        seed=FLAGS.seed,
+        total_steps=FLAGS.train_steps,
+        strategy=strategy,
+        class_weights=FLAGS.class_weights,
+        top_k_pixels=FLAGS.top_k_pixels,
+        hard_mining_steps=FLAGS.hard_mining_steps,
+        averaged=averaged,
+        ema_decay=FLAGS.ema_decay,
+        jit_compile=FLAGS.jit_compile,
+    )
 
 
 def scaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -555,15 +764,11 @@ def scaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return optimizers.with_loss_scale(optimizer) if FLAGS.precision == "float16" else optimizer
 
 
-def trained(
-    strategy: tf.distribute.Strategy, record: run_record.Record
-) -> tuple[Network, int, str]:
+def trained(strategy: tf.distribute.Strategy) -> tuple[Network, int, str]:
     """The network of model_dir with a checkpoint's weights, its step, and the checkpoint's path."""
-    genotype, path = genotype_of_run(), checkpoint()
-    say(genotype.describe())
+    say(genotype_of_run().describe())
     with strategy.scope():
-        network = new_network(genotype, record["identity"], len(record["class_names"]))
-    return network, checkpoints.restore(path, {"weights": network.variables}), path
+        return trained_network(FLAGS.model_dir, FLAGS.checkpoint)
 
 
 def stream_options() -> dict[str, Any]:
@@ -590,7 +795,7 @@ def validation(model: Logits, description: Description, strategy: Any) -> Callab
     )
 
     def row() -> Row:
-        metrics = evaluate()
+        metrics, _ = evaluate()
         return {
             "val_miou": metrics["miou"],
             "val_miou_present": metrics["miou_present"],

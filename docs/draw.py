@@ -89,9 +89,9 @@ def main() -> None:
     """Draws all of them."""
     matplotlib.rcParams["svg.hashsalt"] = "road"  # the same file every time
     draw_road().savefig(HERE / "road.svg", facecolor="white", metadata={"Date": None})
-    published = genotype.load("published")
-    figures.network(published, HERE / "published_network.png")
-    figures.cell(published, HERE / "published_cell.png")
+    for name in genotype.PRESET_PATHS:
+        figures.network(genotype.load(name), HERE / f"{name}_network.png")
+    figures.cell(genotype.load("published"), HERE / "published_cell.png")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import glob
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -143,7 +144,31 @@ def find(path: str) -> str:
     return prefix
 
 
-def restore(path: str, groups: Groups, *, optional: Collection[str] = ()) -> int:
+def shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of the variables of a group in a checkpoint; {} if it has no such group.
+
+    Args:
+      path: path prefix of a checkpoint, or a directory: its newest.
+      group: its name.
+
+    Raises:
+      RunError: the checkpoint is missing or damaged.
+    """
+    with reading(path) as (_, reader):
+        return {
+            _unescape(key.removeprefix(f"{group}/")): tuple(shape)
+            for key, shape in reader.get_variable_to_shape_map().items()
+            if _is_of(key, group)
+        }
+
+
+def restore(
+    path: str,
+    groups: Groups,
+    *,
+    optional: Collection[str] = (),
+    untouched: Collection[Any] = (),
+) -> int:
     """Gives the variables of the groups the values they have in a checkpoint.
 
     Works inside and outside a strategy's scope, and whatever strategy saved it. Groups that the
@@ -154,6 +179,8 @@ def restore(path: str, groups: Groups, *, optional: Collection[str] = ()) -> int
       groups: group name -> Keras or tf variables.
       optional: names of groups that the checkpoint or this run may lack as a whole; such variables
         stay as they are.
+      untouched: variables of the groups that stay as they are, whatever the checkpoint has for
+        them.
 
     Returns:
       The step that it was saved at.
@@ -162,22 +189,27 @@ def restore(path: str, groups: Groups, *, optional: Collection[str] = ()) -> int
       RunError: the checkpoint is missing or damaged, or its variables and those of the groups are
         not the same in names, shapes and types. No variable has been changed then.
     """
-    prefix = find(path)
-    try:
-        reader = tf.train.load_checkpoint(prefix)
-        shapes = reader.get_variable_to_shape_map()
-        wanted = _match(prefix, reader, shapes, groups, optional)
+    with reading(path) as (prefix, reader):
+        wanted = _match(prefix, reader, groups, optional, untouched)
         values = [(variable, reader.get_tensor(key)) for key, variable in wanted.items()]
         step = int(reader.get_tensor(_STEP))
+    for variable, value in values:
+        variable.assign(value)
+    return step
+
+
+@contextmanager
+def reading(path: str) -> Iterator[tuple[str, Any]]:
+    """Path prefix and reader of a checkpoint; what goes wrong with its files becomes RunError."""
+    prefix = find(path)
+    try:
+        yield prefix, tf.train.load_checkpoint(prefix)
     # The reader turns unreadable files into errors of several kinds.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
         raise RunError(
             f"the checkpoint {prefix} is damaged or incomplete ({_first_line(error)}): "
             "use another one of its directory"
         ) from None
-    for variable, value in values:
-        variable.assign(value)
-    return step
 
 
 def _newest(directory: str) -> str | None:
@@ -197,22 +229,27 @@ def _newest(directory: str) -> str | None:
 def _match(
     prefix: str,
     reader: Any,
-    shapes: Mapping[str, Sequence[int]],
     groups: Groups,
     optional: Collection[str],
+    untouched: Collection[Any],
 ) -> dict[str, Any]:
-    """Key in the checkpoint -> variable; RunError unless both sides are the same."""
+    """Key in the checkpoint -> variable to restore; RunError unless both sides are the same."""
+    shapes = reader.get_variable_to_shape_map()
     types = reader.get_variable_to_dtype_map()
+    left_alone = {id(_value(variable)) for variable in untouched}
     if _STEP not in shapes:
         raise RunError(f"the checkpoint {prefix} was not written by this project: it has no step")
     wanted: dict[str, Any] = {}
     missing, left_over, wrong = [], [], []
     for group, variables in groups.items():
-        saved = {key for key in shapes if key.startswith(f"{group}/") and key.endswith(_SUFFIX)}
+        saved = {key for key in shapes if _is_of(key, group)}
         if group in optional and not (saved and variables):
             continue
         for name, variable in _by_name(group, variables).items():
             key = f"{group}/{_escape(name)}{_SUFFIX}"
+            if id(variable) in left_alone:
+                saved.discard(key)
+                continue
             wanted[key] = variable
             if key not in saved:
                 missing.append(f"{group}: {name}")
@@ -223,7 +260,15 @@ def _match(
                 wrong.append(f"{group}: {name} {types[key].name}, not {variable.dtype.name}")
         for key in sorted(saved - wanted.keys()):
             left_over.append(f"{group}: {_unescape(key.removeprefix(f'{group}/'))}")
-    problems = [
+    problems = differences(missing, left_over, wrong)
+    if problems:
+        raise RunError(f"the checkpoint {prefix} belongs to another network: {problems}")
+    return wanted
+
+
+def differences(missing: Sequence[str], left_over: Sequence[str], wrong: Sequence[str]) -> str:
+    """How a checkpoint differs from a network, with the first few names; "" if it does not."""
+    return "; ".join(
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for names, what in (
             (missing, "variable(s) that it lacks"),
@@ -231,10 +276,7 @@ def _match(
             (wrong, "variable(s) of another shape or type in it"),
         )
         if names
-    ]
-    if problems:
-        raise RunError(f"the checkpoint {prefix} belongs to another network: {'; '.join(problems)}")
-    return wanted
+    )
 
 
 def _by_name(group: str, variables: Sequence[Any]) -> dict[str, tf.Variable]:
@@ -243,8 +285,16 @@ def _by_name(group: str, variables: Sequence[Any]) -> dict[str, tf.Variable]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"group {group!r} has several variables of the same path: {twice}")
-    values = [v.value if isinstance(v, keras.Variable) else v for v in variables]
-    return dict(zip(names, values, strict=True))
+    return dict(zip(names, map(_value, variables), strict=True))
+
+
+def _value(variable: Any) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _is_of(key: str, group: str) -> bool:
+    """Whether a key of a checkpoint is that of a variable of the group."""
+    return key.startswith(f"{group}/") and key.endswith(_SUFFIX)
 
 
 def _escape(name: str) -> str:

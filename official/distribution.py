@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -86,6 +87,20 @@ def sum_over_replicas(tensors: Any) -> Any:
     Call it in the replica function; with one replica, or under no strategy, it changes nothing.
     """
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def assign(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
+    """Gives variables values that are the same on all replicas; call it in the replica function."""
+
+    def on_all_replicas(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                getattr(variable, "value", variable),
+                lambda variable, value: variable.assign(value),
+                args=(value,),
+            )
+
+    tf.distribute.get_replica_context().merge_call(on_all_replicas, args=(list(values),))
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
+from official.flagfiles import expanded
+
 
 class UsageError(Exception):
     """The command line or flagfile is wrong; nothing was started (exit code 2)."""
@@ -20,7 +22,7 @@ class RunError(Exception):
 
 
 def run_app(main: Callable[[], None]) -> None:
-    """Parses absl flags, runs `main()`; errors become one line on stderr and an exit code.
+    """Parses flags and flagfiles, runs `main()`; errors become one line on stderr and an exit code.
 
     Positional arguments are refused: in a flagfile they are what a line without `--` turns into.
 
@@ -29,7 +31,7 @@ def run_app(main: Callable[[], None]) -> None:
     """
     app.define_help_flags()
     try:
-        arguments = flags.FLAGS(sys.argv)
+        arguments = flags.FLAGS(expanded(sys.argv))
         if len(arguments) > 1:
             raise UsageError(
                 f"unexpected argument {arguments[1]!r}: flags are written --name=value (in a "

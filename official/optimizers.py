@@ -15,34 +15,43 @@ from official import distribution
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
-class _CoupledL2:
-    """Adds l2 * w to the gradient of the selected variables; a mix-in for Keras optimizers.
+class _PerVariable:
+    """What differs from variable to variable: coupled L2 and the rate; mixed into Keras optimizers.
 
-    Keras calls update_step after it has summed the gradients over the replicas, so the term is
-    added once, whatever the number of replicas.
+    Keras calls update_step after it has summed the gradients over the replicas, so l2 * w is added
+    once, whatever the number of replicas.
     """
 
-    def __init__(self, l2: float, decays: Callable[[Any], bool] | None, **arguments: Any) -> None:
+    def __init__(
+        self,
+        l2: float,
+        decays: Callable[[Any], bool] | None,
+        rate_factor: Callable[[Any], float] | None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
-        self._l2 = l2
-        self._decays = decays
+        self._l2, self._decays, self._rate_factor = l2, decays, rate_factor
 
     def build(self, variables: Sequence[Any]) -> None:
         self._l2_of = [self._l2 if not self._decays or self._decays(v) else 0.0 for v in variables]
+        self._factor_of = [self._rate_factor(v) if self._rate_factor else 1.0 for v in variables]
         super().build(variables)  # type: ignore[misc]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        l2 = self._l2_of[self._get_variable_index(variable)]  # type: ignore[attr-defined]
+        index = self._get_variable_index(variable)  # type: ignore[attr-defined]
+        l2, factor = self._l2_of[index], self._factor_of[index]
         if l2:
             gradient = gradient + l2 * variable
+        if factor != 1.0:
+            learning_rate = learning_rate * factor
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
 
-class _SGD(_CoupledL2, keras.optimizers.SGD):
+class _SGD(_PerVariable, keras.optimizers.SGD):
     pass
 
 
-class _Adam(_CoupledL2, keras.optimizers.Adam):
+class _Adam(_PerVariable, keras.optimizers.Adam):
     pass
 
 
@@ -52,24 +61,30 @@ def sgd(
     *,
     l2: float,
     decays: Callable[[Any], bool] | None = None,
+    rate_factor: Callable[[Any], float] | None = None,
 ) -> keras.optimizers.Optimizer:
-    """SGD with momentum: v <- momentum * v - rate * (g + l2 * w);  w <- w + v.
+    """SGD with momentum: v <- momentum * v - rate * factor * (g + l2 * w);  w <- w + v.
 
     Args:
       learning_rate: a number or a schedule of the number of steps made.
       momentum: in 0..1.
       l2: the strength c in g + c * w.
       decays: which variables are regularised; None for all.
+      rate_factor: what the rate of a variable is multiplied by; None for 1.
     """
     # A fixed name: the paths of the optimizer's variables are what checkpoints know them by.
-    return _SGD(l2, decays, learning_rate=learning_rate, momentum=momentum, name="sgd")
+    return _SGD(l2, decays, rate_factor, learning_rate=learning_rate, momentum=momentum, name="sgd")
 
 
 def adam(
-    learning_rate: LearningRate, *, l2: float, decays: Callable[[Any], bool] | None = None
+    learning_rate: LearningRate,
+    *,
+    l2: float,
+    decays: Callable[[Any], bool] | None = None,
+    rate_factor: Callable[[Any], float] | None = None,
 ) -> keras.optimizers.Optimizer:
     """Adam (beta_1 0.9, beta_2 0.999, epsilon 1e-7) fed with g + l2 * w; arguments as in `sgd`."""
-    return _Adam(l2, decays, learning_rate=learning_rate, name="adam")
+    return _Adam(l2, decays, rate_factor, learning_rate=learning_rate, name="adam")
 
 
 def is_kernel(variable: Any) -> bool:

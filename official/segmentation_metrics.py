@@ -37,20 +37,24 @@ def summarize(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, An
       class_names; per_class_iou: TP / (TP + FP + FN), None where that is 0 / 0; miou: the mean of
       those that are not None (Cityscapes' rule); miou_present: the mean over the classes that have
       ground truth; pixel_accuracy; mean_accuracy: the mean of TP / (TP + FN) over the classes that
-      have ground truth. A mean over nothing is None. All others are in 0..1.
+      have ground truth; miou_pixel_accuracy_mean: their mean (ADE20K's score).
+      A mean over nothing is None. All others are in 0..1.
     """
     confusion = np.asarray(confusion, np.int64)
     hits = np.diag(confusion)
     truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     union = truth + predicted - hits
     iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    miou = _mean([value for value in iou if value is not None])
+    pixel_accuracy = float(hits.sum() / truth.sum()) if truth.any() else None
     return {
         "class_names": list(class_names),
         "per_class_iou": iou,
-        "miou": _mean([value for value in iou if value is not None]),
+        "miou": miou,
         "miou_present": _mean([value for value, count in zip(iou, truth, strict=True) if count]),
-        "pixel_accuracy": float(hits.sum() / truth.sum()) if truth.any() else None,
+        "pixel_accuracy": pixel_accuracy,
         "mean_accuracy": _mean([h / count for h, count in zip(hits, truth, strict=True) if count]),
+        "miou_pixel_accuracy_mean": _mean([miou, pixel_accuracy]) if truth.any() else None,
     }
 
 

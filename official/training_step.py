@@ -10,8 +10,15 @@ from official.distribution import sum_over_replicas
 from official.losses import pixel_cross_entropy
 
 
-def mean_loss(labels: tf.Tensor, logits: tf.Tensor, ignore_label: int) -> tf.Tensor:
-    """This replica's share of the mean cross entropy over the global batch's valid pixels.
+def mean_loss(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    ignore_label: int,
+    *,
+    class_weights: Sequence[float] | None = None,
+    top_k_pixels: tf.Tensor | float = 1.0,
+) -> tf.Tensor:
+    """This replica's share of the mean cross entropy over the global batch's pixels that count.
 
     The shares of all replicas sum to the loss; so do their gradients.
 
@@ -19,12 +26,19 @@ def mean_loss(labels: tf.Tensor, logits: tf.Tensor, ignore_label: int) -> tf.Ten
         labels: int32 [N, H, W].
         logits: floats [N, H, W, C].
         ignore_label: label of the pixels that do not count.
+        class_weights, top_k_pixels: as those of `pixel_cross_entropy`.
 
     Returns:
         float32 scalar; 0 when no pixel of the global batch is valid.
     """
-    loss_sum, valid = pixel_cross_entropy(labels, logits, ignore_label=ignore_label)
-    return tf.math.divide_no_nan(loss_sum, sum_over_replicas(valid))
+    loss_sum, count = pixel_cross_entropy(
+        labels,
+        logits,
+        ignore_label=ignore_label,
+        class_weights=class_weights,
+        top_k_pixels=top_k_pixels,
+    )
+    return tf.math.divide_no_nan(loss_sum, sum_over_replicas(count))
 
 
 def minimize(

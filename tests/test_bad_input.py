@@ -86,7 +86,7 @@ def refused(code, *arguments, saying):
         (["--mode=tarin"], ["--mode=tarin", "search|decode|train"]),
         (["--mode=train", "--batch_siez=3"], ["'batch_siez'", "Did you mean: batch_size"]),
         (["--mode=train", "genotype.json"], ["'genotype.json'", "--name=value"]),
-        (["--mode=train", "--flagfile=nowhere.cfg"], ["Unable to open flagfile", "nowhere.cfg"]),
+        (["--mode=train", "--flagfile=nowhere.cfg"], ["--flagfile=nowhere.cfg", "No such file"]),
         (["--mode=train", "--model_dir=x"], ["--data_dir is needed by --mode=train"]),
         (["--mode=eval", "--data_dir=x"], ["--model_dir is needed by --mode=eval"]),
         (["--mode=predict", "--model_dir=x", "--input=y"], ["--output_dir is needed"]),
@@ -103,6 +103,12 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--learning_rate=nan"], ["--learning_rate=nan", "above 0"]),
         (["--mode=train", "--drop_path_keep_prob=0"], ["--drop_path_keep_prob=0", "above 0"]),
         (["--mode=train", "--batch_norm_decay=1.5"], ["--batch_norm_decay=1.5", "[0.0, 1.0]"]),
+        (["--mode=train", "--top_k_pixels=0"], ["--top_k_pixels=0", "above 0"]),
+        (["--mode=train", "--ema_decay=1"], ["--ema_decay=1", "below 1"]),
+        (["--mode=train", "--class_weights=1,x"], ["--class_weights=1,x", "one per class"]),
+        (["--mode=train", "--class_weights=1,-1"], ["--class_weights=1,-1", "from 0 on"]),
+        (["--mode=train", "--class_weights=1,inf"], ["--class_weights=1,inf", "finite"]),
+        (["--mode=train", "--class_weights=0,0"], ["--class_weights=0,0", "not all 0"]),
         (["--mode=train", "--batch_size=0"], ["--batch_size=0", "positive integer"]),
         (["--mode=train", "--batch_size=two"], ["--batch_size=two"]),
         (["--mode=train", f"--seed={2**31}"], [f"--seed={2**31}"]),
@@ -141,6 +147,8 @@ def test_the_real_command_line_says_one_line_and_nothing_else(tmp_path):
         (["--batch_size=1"], ["--batch_size=1", "--fine_tune_batch_norm=false"]),
         (["--num_classes=20"], ["--num_classes=20", "has 19", "leave the flag away"]),
         (["--ignore_label=0"], ["--ignore_label=0", "has 255"]),
+        (["--class_weights=1,2"], ["--class_weights has 2 numbers", "has 19 classes"]),
+        (["--hard_mining_steps=5"], ["--hard_mining_steps=5", "--top_k_pixels"]),
         (["--genotype=nowhere.json"], ["--genotype", "'nowhere.json'", "published"]),
     ],
 )
@@ -157,6 +165,7 @@ def test_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying):
         # Halves of two images each.
         (["--batch_size=3"], ["--batch_size=3", "2 images"]),
         (["--crop_size=97"], ["--crop_size=97"]),
+        (["--class_weights=1,2"], ["--class_weights has 2 numbers", "has 19 classes"]),
     ],
 )
 def test_search_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying):
@@ -204,6 +213,8 @@ def test_a_genotype_file_that_is_not_one(root, tmp_path, content, saying):
         (["--filter_multiplier=4"], ["--filter_multiplier is 4, but 2"]),
         (["--genotype=conv_deconv"], ["--genotype is "]),
         (["--init_checkpoint=other"], ["--init_checkpoint is "]),
+        (["--ema_decay=0.9"], ["--ema_decay is 0.9, but 0.0"]),
+        (["--top_k_pixels=0.5"], ["--top_k_pixels is 0.5, but 1.0"]),
     ],
 )
 def test_a_model_dir_that_holds_another_run(root, arguments, saying):
@@ -274,16 +285,45 @@ def test_classes_that_do_not_match_the_checkpoint(root, data):
         *(USAGE, "--mode=eval", f"--data_dir={data}", f"--model_dir={root / 'run'}"),
         saying=[f"--data_dir={data}", "people", "same classes"],
     )
-    other = json.loads(metadata.read_text())
-    other["class_names"], other["palette"] = other["class_names"][:7], other["palette"][:7]
-    metadata.write_text(json.dumps(other))
-    with_seven = (*training(root), f"--data_dir={data}", f"--model_dir={data.parent / 'new'}")
+    assert files(root) == before
+
+
+def test_an_init_checkpoint_that_does_not_fit(root, tmp_path):
+    before = files(root)
+    common = (*training(root), f"--model_dir={tmp_path / 'new'}")
     weights = root / "run" / "checkpoints" / "ckpt-2"
     refused(
-        *(FAILED, *with_seven, f"--init_checkpoint={weights}"),
-        saying=[str(weights), "another network"],
+        *(FAILED, *common, f"--init_checkpoint={weights}", "--head_filters=4"),
+        saying=[f"--init_checkpoint={weights}", "another network", "of another shape"],
     )
-    assert files(root) == before and not (data.parent / "new").exists()
+    refused(
+        *(FAILED, *common, f"--init_checkpoint={root / 'run'}", "--genotype=conv_deconv"),
+        saying=[
+            f"--init_checkpoint={root / 'run'}",
+            "another genotype: path (0, 1), not (0, 1, 1, 2",
+        ],
+    )
+    tf1 = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt"))
+    refused(
+        *(FAILED, *common, f"--init_checkpoint={tf1}"),
+        saying=[f"--init_checkpoint={tf1}", "python -m auto_deeplab.import_tf1"],
+    )
+    refused(
+        *(FAILED, *common, "--init_checkpoint=nowhere"),
+        saying=["--init_checkpoint=nowhere", "there is no checkpoint nowhere"],
+    )
+    assert files(root) == before and not (tmp_path / "new").exists()
+
+
+def test_a_run_from_before_some_flags_goes_on_with_their_defaults(root, run):
+    record = json.loads((run / "run.json").read_text())
+    for flag in ("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"):
+        del record["identity"][flag]
+    (run / "run.json").write_text(json.dumps(record))
+    common = (*training(root), f"--model_dir={run}")
+    refused(USAGE, *common, "--ema_decay=0.5", saying=["--ema_decay is 0.5, but 0.0 in the run"])
+    assert train_here(*common).code == 0
+    assert train_here("--mode=export", f"--model_dir={run}").code == 0
 
 
 def test_missing_directories_and_splits(root, tmp_path):

@@ -1,6 +1,7 @@
 """The direction of the imports: tfrecords_tools -> official <- auto_deeplab, and never upward."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,9 +42,16 @@ def test_no_import_points_upward(path):
 
 
 def test_pure_parts_need_no_tensorflow():
-    for name in ("search_space", "genotype", "decoding", "figures"):
+    for name in ("search_space", "genotype", "decoding", "figures", "tf1_names"):
         packages = imported_packages((ROOT / "auto_deeplab" / f"{name}.py").read_text())
         assert not packages & {"tensorflow", "keras"}, name
+
+
+def test_importing_the_package_does_not_load_tensorflow():
+    # `auto_deeplab.load` loads it when it is called.
+    code = "import sys, auto_deeplab; print(*{'tensorflow', 'keras', 'absl'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_no_module_bears_a_name_of_the_standard_library():
@@ -52,17 +60,24 @@ def test_no_module_bears_a_name_of_the_standard_library():
     assert not names & sys.stdlib_module_names
 
 
-def test_only_train_reads_flags():
-    readers = {
-        path.name
-        for path in (ROOT / "auto_deeplab").rglob("*.py")
-        if any(
-            isinstance(node, ast.Attribute | ast.Name)
-            and (node.attr if isinstance(node, ast.Attribute) else node.id) == "FLAGS"
-            for node in ast.walk(ast.parse(path.read_text()))
-        )
-    }
-    assert readers == {"train.py"}
+def reads_flags(tree):
+    return any(
+        isinstance(node, ast.Attribute | ast.Name)
+        and (node.attr if isinstance(node, ast.Attribute) else node.id) == "FLAGS"
+        for node in ast.walk(tree)
+    )
+
+
+def test_only_train_and_the_main_of_other_commands_read_flags():
+    readers = {}
+    for path in (ROOT / "auto_deeplab").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if reads_flags(tree):
+            readers[path.name] = {
+                getattr(node, "name", "outside") for node in tree.body if reads_flags(node)
+            }
+    readers.pop("train.py")
+    assert readers == {"import_tf1.py": {"main"}}
     # Elsewhere in `official`, only the function that runs a command parses them.
     assert {
         path.name for path in (ROOT / "official").rglob("*.py") if "FLAGS" in path.read_text()

@@ -101,7 +101,8 @@ def test_a_training_that_is_stopped_and_killed_ends_bit_for_bit_the_same(root):
     steps = 60
     flags = (
         *("--genotype=genotype.json", *TINY_NETWORK, f"--train_steps={steps}"),
-        *("--drop_path_keep_prob=0.7", "--batch_norm_decay=0.9"),
+        *("--drop_path_keep_prob=0.7", "--batch_norm_decay=0.9", "--ema_decay=0.99"),
+        *("--top_k_pixels=0.5", "--hard_mining_steps=40"),
         *("--save_every=5", "--eval_every=20"),
     )
     whole, broken = root / "whole", root / "broken"
@@ -125,6 +126,7 @@ def test_a_training_that_is_stopped_and_killed_ends_bit_for_bit_the_same(root):
     done = run(root, *command)
     assert "train goes on at step " in done.stderr
     assert_same_bits(tensors(broken, steps), tensors(whole, steps))
+    assert "average" in {name.split("/")[0] for name in tensors(whole, steps)}
     # The means over the steps since the last report know only of the steps of the same process.
     assert history(broken, "loss_w") == history(whole, "loss_w")
     assert [row["step"] for row in history(broken)] == [20, 40, 60]

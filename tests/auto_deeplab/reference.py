@@ -190,7 +190,8 @@ def supernet(images, weights, alpha, beta, operations, num_blocks, norm):
     Args:
         images: float64 [N, H, W, 3], values 0..255.
         weights: {part: {name: float64 tensor}}, parts "stem", "layer_2_level_1", "head_level_0".
-        alpha, beta: probabilities, float64 [edges, operations] and [L, 4, 3].
+        alpha, beta: probabilities, float64 [edges, operations] and [L, 4, 3]; alpha may also be a
+            function of (layer, level).
         norm: its keys are (part, name) and in cells (part, (cell, key of the edge)).
 
     Returns:
@@ -225,6 +226,7 @@ def supernet(images, weights, alpha, beta, operations, num_blocks, norm):
     h = {(-1, -1): conv_bn(x, "stem", "conv1")}
     h[0, 0] = relu_conv_bn(h[-1, -1], "stem", "conv2", stride=2)
 
+    alpha_of = alpha if callable(alpha) else lambda layer, level: alpha
     num_layers = beta.shape[0]
     for layer in range(1, num_layers + 1):
         for level in levels(layer):
@@ -247,8 +249,9 @@ def supernet(images, weights, alpha, beta, operations, num_blocks, norm):
                     first = resize(first, [2 * side - 1 for side in first.shape[1:3]])
                     first = relu_conv_bn(first, part, name)
                 share = beta[layer - 1, source, level - source + 1]
+                own_alpha, inside = alpha_of(layer, level), Inside(part, name)
                 total += share * mixed_cell(
-                    first, second, packed, alpha, operations, num_blocks, Inside(part, name)
+                    first, second, packed, own_alpha, operations, num_blocks, inside
                 )
             h[layer, level] = total
 

@@ -88,6 +88,13 @@ def test_operations_inside_called_functions_count(small):
     assert cost.count(Wrapped(), (33, 33)) == cost.count(small, (33, 33))
 
 
+def test_a_function_costs_what_its_parts_do(small):
+    image = tf.TensorSpec([1, 20, 40, 3], tf.float32)
+    total = sum(part.multiply_adds for part in cost.count(small, (20, 40)))
+    assert cost.multiply_adds(small, [image]) == total
+    assert cost.multiply_adds(lambda x: small(x) + small(x), [image]) == 2 * total
+
+
 def test_low_precision_costs_the_same(small):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from auto_deeplab.evaluation import (
     Evaluator,
+    class_scores,
     class_table,
     mean_probabilities,
     write_metrics,
@@ -53,7 +54,8 @@ def settings(strategy=None, **more):
 
 
 def evaluate(model, images, **settings):
-    return Evaluator(model, **settings)(images)
+    metrics, _ = Evaluator(model, **settings)(images)
+    return metrics
 
 
 def count(model, elements) -> np.ndarray:
@@ -70,7 +72,9 @@ def test_metrics_are_those_of_the_argmax_of_the_logits():
     model, elements = stand_in(), examples()
     confusion = count(model, elements)
     iou = np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
-    metrics = evaluate(model, as_dataset(elements), **settings())
+    metrics, counts = Evaluator(model, **settings())(as_dataset(elements))
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, confusion)
     np.testing.assert_array_equal(metrics["per_class_iou"], iou)
     assert metrics["pixel_accuracy"] == np.trace(confusion) / confusion.sum()
     assert metrics["num_images"] == 5
@@ -79,9 +83,9 @@ def test_metrics_are_those_of_the_argmax_of_the_logits():
 
 def test_one_trace_serves_all_sizes_and_later_evaluations():
     evaluator = Evaluator(stand_in(), **settings())
-    first = evaluator(as_dataset(examples()))
-    assert evaluator(as_dataset(examples())) == first
-    assert evaluator(as_dataset(examples([(3, 4)], seed=1))) != first
+    first, _ = evaluator(as_dataset(examples()))
+    assert evaluator(as_dataset(examples()))[0] == first
+    assert evaluator(as_dataset(examples([(3, 4)], seed=1)))[0] != first
     assert evaluator.step.experimental_get_tracing_count() == 1
 
 
@@ -90,7 +94,7 @@ def test_later_evaluations_see_changed_weights():
     evaluator = Evaluator(model, **settings())
     evaluator(as_dataset(examples()))
     model.set_weights([0 * model.weights[0], np.float32([0, 9, 0])])  # always class 1
-    assert evaluator(as_dataset(examples()))["per_class_iou"][0::2] == [0.0, 0.0]
+    assert evaluator(as_dataset(examples()))[0]["per_class_iou"][0::2] == [0.0, 0.0]
 
 
 def test_a_plain_callable_is_a_model():
@@ -104,12 +108,68 @@ def test_two_replicas_and_their_void_padding_equal_one_device(two_replicas, more
     elements = examples()
     with two_replicas.scope():
         model = stand_in()
-    expected = evaluate(model, as_dataset(elements), **settings(**more))
+    expected, expected_counts = Evaluator(model, **settings(**more))(as_dataset(elements))
     padding = {**elements[0], "label": np.full_like(elements[0]["label"], VOID)}
     evaluator = Evaluator(model, **settings(two_replicas, **more))
-    assert evaluator(as_dataset([*elements, padding])) == expected
-    assert expected["num_images"] == 5
+    metrics, counts = evaluator(as_dataset([*elements, padding]))
+    assert metrics == expected and expected["num_images"] == 5
+    np.testing.assert_array_equal(counts, expected_counts)
     assert evaluator.step.experimental_get_tracing_count() == 1
+
+
+def test_scores_of_one_scale_are_the_logits_bit_for_bit():
+    model, image = stand_in(), examples()[0]["image"]
+    for scales in ((1.0,), [1.0], (1,)):
+        found = class_scores(model, image, 3, scales=scales, flip=False)
+        np.testing.assert_array_equal(found, model(image.astype(np.float32)))
+
+    # exp(1e-9) and exp(2e-9) are both 1 in float32: a softmax would make a tie, and class 0 win it.
+    def close(images):
+        return tf.stack([0 * images[..., 0] + 1e-9, 0 * images[..., 0] + 2e-9], -1)
+
+    scores = class_scores(close, image, 2, scales=[1.0], flip=False)
+    assert (np.argmax(scores, -1) == 1).all()
+    softened = mean_probabilities(close, image, 2, scales=[1.0], flip=False)
+    assert (np.argmax(softened, -1) == 0).all()
+
+
+def slow_resize(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with aligned corners, pixel by pixel, of float64 [H, W, C]."""
+    out = np.empty((height, width, x.shape[2]))
+    for i in range(height):
+        for j in range(width):
+            # The position on the old grid, whose corners are those of the new one.
+            y = i * (x.shape[0] - 1) / (height - 1) if height > 1 else 0.0
+            z = j * (x.shape[1] - 1) / (width - 1) if width > 1 else 0.0
+            y0, z0 = int(y), int(z)
+            y1, z1 = min(y0 + 1, x.shape[0] - 1), min(z0 + 1, x.shape[1] - 1)
+            above = (1 - (z - z0)) * x[y0, z0] + (z - z0) * x[y0, z1]
+            below = (1 - (z - z0)) * x[y1, z0] + (z - z0) * x[y1, z1]
+            out[i, j] = (1 - (y - y0)) * above + (y - y0) * below
+    return out
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_scales_and_flip_equal_a_slow_reference(flip):
+    model, image = stand_in(), examples()[0]["image"]
+    scales = (0.5, 0.75, 1.0, 1.75)
+    sides = {
+        0.5: (4, 5),
+        0.75: (5, 7),
+        1.0: (7, 9),
+        1.75: (11, 15),
+    }  # round(6 s) + 1, round(8 s) + 1
+    answers = []
+    for scale in scales:
+        scaled = slow_resize(image[0].astype(np.float64), *sides[scale])
+        for step in (1, -1) if flip else (1,):
+            logits = np.asarray(model(scaled[np.newaxis, :, ::step].astype(np.float32)))[
+                0, :, ::step
+            ]
+            grown = np.exp(slow_resize(logits.astype(np.float64), 7, 9))
+            answers.append(grown / grown.sum(-1, keepdims=True))
+    found = class_scores(model, image, 3, scales=scales, flip=flip)
+    np.testing.assert_allclose(found[0], np.mean(answers, axis=0), atol=1e-5)
 
 
 def test_probabilities_at_scale_one_are_the_softmax():
@@ -166,14 +226,14 @@ def test_table_and_file(tmp_path):
     # Labels 0 0 0 1, predictions 0 0 1 1, class 2 nowhere: IoU 2/3, 1/2 and none.
     label = np.array([[[0, 0, 0, 1]]], np.uint8)
     image = np.array([0, 0, 9, 9], np.uint8)[None, None, :, None].repeat(3, -1)
-    metrics = evaluate(
-        lambda x: tf.stack([5 - x[..., 0], x[..., 0] - 5, 0 * x[..., 0] - 99], -1),
-        as_dataset([{"image": image, "label": label}]),
-        **settings(),
-    )
+    metrics, counts = Evaluator(
+        lambda x: tf.stack([5 - x[..., 0], x[..., 0] - 5, 0 * x[..., 0] - 99], -1), **settings()
+    )(as_dataset([{"image": image, "label": label}]))
+    assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     rows = [re.split(r"  +", row) for row in class_table(metrics).splitlines()]
     assert ["sky", "66.67"] in rows and ["road", "50.00"] in rows and ["car", "-"] in rows
     assert ["mIoU", "58.33"] in rows  # (2/3 + 1/2) / 2
+    assert ["(mIoU + pixel accuracy) / 2", "66.67"] in rows  # (7/12 + 3/4) / 2
 
     path = tmp_path / "metrics.json"
     path.write_text("older")
@@ -182,7 +242,8 @@ def test_table_and_file(tmp_path):
     assert "\n" not in line
     assert set(json.loads(line)) == {
         *("class_names", "per_class_iou", "miou", "miou_present", "pixel_accuracy"),
-        *("mean_accuracy", "num_images", "split", "step", "checkpoint", "scales", "flip"),
+        *("mean_accuracy", "miou_pixel_accuracy_mean"),
+        *("num_images", "split", "step", "checkpoint", "scales", "flip"),
     }
     assert json.loads(line)["per_class_iou"][2] is None
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]

@@ -1,16 +1,25 @@
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+from auto_deeplab.evaluation import class_scores
 from auto_deeplab.prediction import (
+    Pictures,
     draw_legend,
     draw_overlay,
     find_pictures,
+    picture_files,
     predict,
     read_picture,
+    split_images,
 )
 from official.errors import RunError
+from official.records import read_description
+from tests.miniature import change_records, write_cityscapes, write_pair
+from tfrecords_tools.convert import convert
 
 NAMES = ["sky", "road", "car"]
 PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
@@ -26,7 +35,8 @@ def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def run(inputs, output_dir):
-    return predict(stand_in, str(inputs), str(output_dir), class_names=NAMES, palette=PALETTE)
+    pictures = picture_files(str(inputs), str(output_dir))
+    return predict(stand_in, pictures, str(output_dir), class_names=NAMES, palette=PALETTE)
 
 
 def names_in(directory) -> list[str]:
@@ -44,6 +54,117 @@ def test_labels_are_indices_in_a_palette_file(tmp_path):
         np.testing.assert_array_equal(labels.convert("RGB"), np.array(PALETTE)[np.asarray(labels)])
     with Image.open(tmp_path / "out" / "street_overlay.png") as overlay:
         assert (overlay.size, overlay.mode) == ((9, 6), "RGB")
+
+
+def tells_left_from_right(images: tf.Tensor) -> tf.Tensor:
+    """A fake network whose answer to a mirror image is no mirror image of its answer."""
+    ramp = tf.linspace(0.0, 0.5, tf.shape(images)[2])[:, tf.newaxis]
+    return stand_in(images) * 4 + ramp * [3.0, -3.0, 0.0]
+
+
+def test_one_scale_is_the_argmax_of_the_logits_bit_for_bit(tmp_path):
+    images = [colours(7, 9), colours(4, 12, seed=1)]
+    pictures = Pictures(["a", "b"], ["a", "b"], iter(images))
+    written = predict(
+        *(tells_left_from_right, pictures, str(tmp_path)), class_names=NAMES, palette=PALETTE
+    )
+    for path, image in zip(written, images, strict=True):
+        logits = tells_left_from_right(image[np.newaxis].astype(np.float32))
+        np.testing.assert_array_equal(Image.open(path), np.argmax(logits[0], -1))
+
+
+def test_scales_and_flip_are_those_of_the_evaluation(tmp_path):
+    image = colours(9, 13)
+    answers = []
+    for options in (
+        {},
+        {"scales": (0.5, 1.0, 1.25)},
+        {"flip": True},
+        {"scales": (0.5, 1.0, 1.25), "flip": True},
+    ):
+        pictures = Pictures(["a"], ["a"], iter([image]))
+        (written,) = predict(
+            *(tells_left_from_right, pictures, str(tmp_path)),
+            class_names=NAMES,
+            palette=PALETTE,
+            **options,
+        )
+        answers.append(np.asarray(Image.open(written)))
+        wanted = {"scales": (1.0,), "flip": False, **options}
+        scores = class_scores(tells_left_from_right, image[np.newaxis], 3, **wanted)
+        np.testing.assert_array_equal(answers[-1], np.argmax(scores[0], -1))
+    assert len({answer.tobytes() for answer in answers}) == 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Records: 4 training images, 2 for validation, 2 for the test, whose labels are all void."""
+    root = tmp_path_factory.mktemp("records")
+    write_cityscapes(root / "source")
+    for number in range(2):
+        void = np.zeros((5 + number, 8), np.uint8)
+        name = f"{number:06d}_000007"
+        write_pair(root / "source", "test", name, colours(5 + number, 8, seed=number), void)
+    convert("cityscapes", str(root / "source"), str(root / "data"))
+    return root / "data"
+
+
+def test_a_split_whose_labels_are_all_void(data, tmp_path):
+    pictures = split_images(read_description(str(data)), "test")
+    predict(stand_in, pictures, str(tmp_path), class_names=NAMES, palette=PALETTE)
+    folder = "leftImg8bit/test/town"
+    assert names_in(tmp_path) == [
+        *(f"{folder}/town_000000_000007_leftImg8bit_{kind}.png" for kind in ("labels", "overlay")),
+        *(f"{folder}/town_000001_000007_leftImg8bit_{kind}.png" for kind in ("labels", "overlay")),
+        "legend.png",
+    ]
+    for number in range(2):
+        answer = tmp_path / folder / f"town_{number:06d}_000007_leftImg8bit_labels.png"
+        expected = np.argmax(colours(5 + number, 8, seed=number), -1)
+        np.testing.assert_array_equal(Image.open(answer), expected)
+
+
+def rename(data, copy, names):
+    """A copy of the data whose training records have other names."""
+    shutil.copytree(data, copy)
+    description = read_description(str(copy))
+
+    def change(i, features):
+        features["image/filename"].bytes_list.value[0] = names[i].encode()
+
+    change_records(description.split("train").files[0], change)
+    return description
+
+
+@pytest.mark.parametrize(
+    ("names", "saying"),
+    [
+        (["a", "b", "../c", "d"], r"\.\./c would not be below"),
+        (["a", "b", "/c", "d"], "/c would not be below"),
+        (["a", "b", "a", "c"], "a and a would both become a_labels.png"),
+    ],
+)
+def test_names_of_records_that_cannot_be_files(data, tmp_path, names, saying):
+    pictures = split_images(rename(data, tmp_path / "data", names), "train")
+    with pytest.raises(RunError, match=saying):
+        predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_cannot_be_read(data, tmp_path):
+    description = rename(data, tmp_path / "data", ["a", "b", "c", "d"])
+
+    def cut(i, features):
+        if i == 2:
+            encoded = features["image/encoded"].bytes_list
+            encoded.value[0] = encoded.value[0][:99]
+
+    change_records(description.split("train").files[0], cut)
+    pictures = split_images(description, "train")
+    with pytest.raises(RunError, match=f"{tmp_path}.*tfrecords_tools.check"):
+        predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
+    with pytest.raises(RunError, match="no split 'tset'"):
+        split_images(description, "tset")
 
 
 def test_folder_keeps_sub_paths_and_its_earlier_answers_are_no_input(tmp_path):
@@ -119,7 +240,8 @@ def test_classes_that_are_not_the_networks(tmp_path):
     Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
     options = {"class_names": NAMES[:2], "palette": PALETTE[:2]}
     with pytest.raises(RunError, match="has 3 classes, the data 2"):
-        predict(stand_in, str(tmp_path / "a.png"), str(tmp_path / "out"), **options)
+        pictures = picture_files(str(tmp_path / "a.png"), "")
+        predict(stand_in, pictures, str(tmp_path / "out"), **options)
 
 
 def test_every_kind_of_picture_becomes_rgb(tmp_path):

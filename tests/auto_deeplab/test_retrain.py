@@ -3,11 +3,16 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from auto_deeplab import run_record
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
-from auto_deeplab.retrain import Retrain
-from official import distribution, optimizers
+from auto_deeplab.retrain import Retrain, initialize
+from official import averaging, distribution, optimizers
+from official.checkpoints import Checkpoints
+from official.errors import RunError
+from official.training_step import mean_loss
 from tests.auto_deeplab.training import (
     CLASSES,
     VOID,
@@ -26,28 +31,40 @@ GENOTYPE = Genotype((0, 1, 0), (CELL,))
 TOTAL_STEPS = 4
 
 
+def new_network(genotype=GENOTYPE, num_classes=CLASSES, **options):
+    network = Network(
+        genotype,
+        num_classes=num_classes,
+        filter_multiplier=2,
+        stem_filters=(4, 4, 6),
+        batch_norm_decay=0.9,
+        head_filters=6,
+        low_level_filters=4,
+        **options,
+    )
+    network.build((None, None, None, 3))
+    return network
+
+
 def make(
     strategy,
     *,
     genotype=GENOTYPE,
     keep_prob=1.0,
+    fine_tune_batch_norm=True,
     seed=7,
     wrap=lambda optimizer: optimizer,
-    jit_compile=False,
+    ema_decay=0.0,
+    **options,
 ):
+    def network():
+        return new_network(
+            genotype, drop_path_keep_prob=keep_prob, fine_tune_batch_norm=fine_tune_batch_norm
+        )
+
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        network = Network(
-            genotype,
-            num_classes=CLASSES,
-            filter_multiplier=2,
-            stem_filters=(4, 4, 6),
-            batch_norm_decay=0.9,
-            drop_path_keep_prob=keep_prob,
-            head_filters=6,
-            low_level_filters=4,
-        )
-        network.build((None, None, None, 3))
+        network, averaged = network(), network() if ema_decay else None
         return Retrain(
             network,
             optimizer=wrap(optimizers.sgd(0.05, l2=4e-5, decays=optimizers.is_kernel)),
@@ -55,7 +72,9 @@ def make(
             seed=seed,
             total_steps=TOTAL_STEPS,
             strategy=strategy,
-            jit_compile=jit_compile,
+            averaged=averaged,
+            ema_decay=ema_decay,
+            **options,
         )
 
 
@@ -94,7 +113,8 @@ def test_two_replicas_traced(two_replicas):
     batch = random_batch(0)
     losses = []
     for own in (strategy, two_replicas):
-        retrain = make(own, keep_prob=0.5)
+        options = {"top_k_pixels": 0.5, "hard_mining_steps": 2, "ema_decay": 0.9}
+        retrain = make(own, keep_prob=0.5, **options)
         losses.append([float(retrain.step(per_replica(own, batch))["loss_w"]) for _ in range(3)])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
@@ -168,16 +188,20 @@ def test_loss_scaling_changes_nothing_in_float32():
 def test_xla_equals_the_plain_step():
     # One cell, as compiling takes long; every kind of random number is drawn.
     genotype = Genotype((0,), ((((0, "sep_conv_3x3"), (1, "skip_connect")),),))
-    options = {"genotype": genotype, "keep_prob": 0.5}
+    options = {
+        **{"genotype": genotype, "keep_prob": 0.5, "ema_decay": 0.9},
+        **{"top_k_pixels": 0.5, "hard_mining_steps": 2 * TOTAL_STEPS},
+    }
     plain, compiled = one_device(**options), one_device(**options, jit_compile=True)
     before, batch = values(plain.network.variables), random_batch(0)
+    assert_same(values(plain.averaged.variables), before)
     for retrain in (plain, compiled):
         retrain.optimizer.iterations.assign(TOTAL_STEPS)
     loss = plain.train_step.python_function(batch)
     np.testing.assert_allclose(compiled.step(batch)["loss_w"], loss, rtol=1e-4)
-    assert_same_change(
-        values(compiled.network.variables), values(plain.network.variables), before, 2e-3
-    )
+    for name in ("network", "averaged"):
+        wanted, actual = (values(getattr(own, name).variables) for own in (plain, compiled))
+        assert_same_change(actual, wanted, before, 2e-3)
 
 
 def test_every_example_counts_by_its_own_number():
@@ -190,3 +214,132 @@ def test_every_example_counts_by_its_own_number():
         retrain.optimizer.iterations.assign(TOTAL_STEPS)
         results.append(float(retrain.train_step.python_function(own)))
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+
+
+def test_averages_follow_every_variable():
+    strategy = distribution.make_strategy("one_device")
+    retrain = one_device(ema_decay=0.9)
+    trained, averages = retrain.network.variables, retrain.averaged.variables
+    wanted = values(trained)
+    assert_same(values(averages), wanted)
+    # A moving average of BN, too; the rule in float64. The decays are 1/10, 2/11 and 3/12.
+    for step in range(3):
+        train(retrain, strategy, start=step)
+        decay = float(averaging.decay_at(0.9, tf.constant(step)))
+        for path, value in values(trained).items():
+            wanted[path] = decay * wanted[path] + (1 - decay) * value.astype("float64")
+    average = values(averages)
+    for path, value in values(trained).items():
+        np.testing.assert_allclose(average[path], wanted[path], rtol=1e-5, atol=1e-7, err_msg=path)
+        assert np.any(average[path] != value), path
+    # The averaged network answers with them, which leaves what is trained as it is.
+    before = values(trained)
+    image = random_batch(0)["image"]
+    answer = retrain.averaged(image, training=False)
+    assert np.abs(answer - retrain.network(image, training=False)).max() > 1e-3
+    assert_same(values(trained), before)
+
+
+def test_averages_on_two_replicas_equal_those_on_one_device(two_replicas):
+    strategy = distribution.make_strategy("one_device")
+    single, double = make(strategy, ema_decay=0.9), make(two_replicas, ema_decay=0.9)
+    before = values(single.averaged.variables)
+    train(single, strategy)
+    train(double, two_replicas)
+    wanted, actual = values(single.averaged.variables), values(double.averaged.variables)
+    assert_same_change(actual, wanted, before, 2e-3)
+    for variable in double.averaged.variables:
+        left, right = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(left, right)
+
+
+def test_the_hardest_pixels_and_weighted_classes():
+    options = {"class_weights": [1.0, 0.5, 2.0], "top_k_pixels": 0.2, "hard_mining_steps": 4}
+    retrain = one_device(**options)
+    batch = random_batch(0)
+    seeds = np.stack([np.full(4, 7), batch["number"]], axis=1).astype("int32")
+    logits = retrain.network(batch["image"], training=True, seeds=seeds)
+    retrain.optimizer.iterations.assign(3)
+    loss = float(retrain.train_step.python_function(batch))
+    # At step 3 of 4, the share has fallen by three quarters of 0.8.
+    label = tf.constant(batch["label"])
+    weights = options["class_weights"]
+    wanted = float(mean_loss(label, logits, VOID, class_weights=weights, top_k_pixels=0.4))
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert abs(wanted - float(mean_loss(label, logits, VOID, class_weights=weights))) > 0.01
+
+
+def test_frozen_batch_norm_at_batch_size_one():
+    retrain = one_device(fine_tune_batch_norm=False)
+    for variable in retrain.network.non_trainable_variables:
+        if variable.name == "moving_variance":
+            variable.assign(tf.fill(variable.shape, 0.1))  # With 1, signals would fade.
+    before = values(retrain.network.variables)
+    for step in range(2):
+        batch = {key: value[:1] for key, value in random_batch(step).items()}
+        assert np.isfinite(float(retrain.train_step.python_function(batch)))
+    after = values(retrain.network.variables)
+    moving = {path for path in before if "/moving_" in path}
+    assert_same({p: after[p] for p in moving}, {p: before[p] for p in moving})
+    assert {path.rsplit("/")[-1] for path in before.keys() - moving} == {
+        *("kernel", "depthwise_kernel", "pointwise_kernel", "bias", "gamma", "beta")
+    }
+    assert all(np.any(after[path] != before[path]) for path in before.keys() - moving)
+
+
+def saved(model_dir, network, group="weights", **more):
+    """Saves a network as a training does."""
+    groups = {group: network.variables, **more}
+    Checkpoints(str(model_dir / "checkpoints"), groups).save(5)
+    network.genotype.save(str(model_dir / run_record.GENOTYPE))
+    return str(model_dir)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-5"])
+def test_initialize_from_each_kind_of_place(tmp_path, place):
+    there, network = new_network(), new_network()
+    saved(tmp_path, there)
+    assert initialize(network, str(tmp_path / place)) is None
+    assert_same(values(network.variables), values(there.variables))
+
+
+def test_initialize_prefers_averages(tmp_path):
+    weights, average, network = new_network(), new_network(), new_network()
+    saved(tmp_path, weights, average=average.variables)
+    assert initialize(network, str(tmp_path)) is None
+    assert_same(values(network.variables), values(average.variables))
+
+
+@pytest.mark.parametrize("group", ["weights", "average"])
+def test_initialize_with_another_number_of_classes(tmp_path, group):
+    there, network = new_network(num_classes=5), new_network()
+    before = values(network.variables)
+    assert initialize(network, saved(tmp_path, there, group)) == 5
+    last = {"network/decoder/logits/kernel", "network/decoder/logits/bias"}
+    after, wanted = values(network.variables), values(there.variables)
+    assert last < after.keys()
+    assert_same({p: after[p] for p in last}, {p: before[p] for p in last})
+    others = after.keys() - last
+    assert_same({p: after[p] for p in others}, {p: wanted[p] for p in others})
+    assert any(np.any(before[p] != wanted[p]) for p in others)
+
+
+def test_initialize_from_another_network_changes_nothing(tmp_path):
+    network = new_network()
+    before = values(network.variables)
+    # dil_conv takes other inputs' place: same names and shapes, another network.
+    swapped = ((CELL[0], (CELL[1][0], (0, "dil_conv_3x3"))),)
+    path = saved(tmp_path / "cell", new_network(Genotype((0, 1, 0), swapped)))
+    with pytest.raises(RunError, match=r"another genotype: cells .* not .*'dil_conv_3x3'"):
+        initialize(network, path)
+    path = saved(tmp_path / "path", new_network(Genotype((0, 1, 1), (CELL,))))
+    with pytest.raises(RunError, match=r"path \(0, 1, 1\), not \(0, 1, 0\)"):
+        initialize(network, path)
+    wider = Network(GENOTYPE, num_classes=5, filter_multiplier=4, stem_filters=(4, 4, 6))
+    wider.build((None, None, None, 3))
+    with pytest.raises(RunError, match=r"belongs to another network: .* of another shape"):
+        initialize(network, saved(tmp_path / "wide", wider))
+    tf1 = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt"))
+    with pytest.raises(RunError, match=r"model.ckpt .*python -m auto_deeplab.import_tf1"):
+        initialize(network, tf1)
+    assert_same(values(network.variables), before)

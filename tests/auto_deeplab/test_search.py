@@ -36,7 +36,7 @@ def make(
     weight_optimizer=lambda: optimizers.sgd(0.025, l2=3e-4),
     # Not Adam, which would hide a wrong factor of the gradient.
     architecture_optimizer=lambda: optimizers.sgd(1.0, l2=1e-3),
-    jit_compile=False,
+    **options,
 ):
     with strategy.scope():
         keras.utils.set_random_seed(0)
@@ -58,7 +58,7 @@ def make(
             architecture_optimizer=architecture_optimizer(),
             ignore_label=VOID,
             strategy=strategy,
-            jit_compile=jit_compile,
+            **options,
         )
 
 
@@ -119,7 +119,7 @@ def weight_step(search, batch):
 
 def architecture_step(search, batch):
     # Alone: a search step moves weights first.
-    return search._strategy.run(search._update_architecture, (batch,))
+    return search._strategy.run(search._update_architecture, (batch, None))
 
 
 def logits(search, batch):
@@ -258,6 +258,39 @@ def test_traced_steps_equal_the_eager_ones(traced):
     (losses, wanted), (traced_losses, actual) = results
     np.testing.assert_allclose(traced_losses, losses, rtol=1e-5)
     assert_same_change(actual, wanted, before, 1e-4)
+
+
+def fake_cost_term(alpha_of, beta):
+    """A penalty that is easy to differentiate, and an expected cost that is something else."""
+    penalty = tf.reduce_sum(alpha_of(1, 0)[0] * [0.0, 1.0, 2.0, 3.0, 4.0]) * beta[0, 0, 1]
+    return penalty, 100.0 * penalty
+
+
+def test_the_cost_term_joins_the_architectures_loss_alone(two_replicas):
+    plain, costly = (one_device(1, 1, FEW, cost_term=term) for term in (None, fake_cost_term))
+    with tf.GradientTape() as tape:
+        penalty, cost = costly.expected_cost()
+    gradient = tape.gradient(penalty, [v.value for v in costly.architecture.variables])
+    before = values(costly.architecture.variables)
+    wanted_losses = [float(weight_step(plain, random_batch(0)))]
+    wanted_losses.append(float(architecture_step(plain, random_batch(1))))
+    losses = [float(weight_step(costly, random_batch(0)))]
+    losses.append(float(architecture_step(costly, random_batch(1))))
+    # The losses are reported without it; the rate of the architecture's SGD is 1.
+    np.testing.assert_allclose(losses, wanted_losses, rtol=1e-6)
+    assert_same(weights(costly), weights(plain))
+    changed = architecture(costly)
+    for (path, value), slope in zip(architecture(plain).items(), gradient, strict=True):
+        np.testing.assert_allclose(changed[path], value - slope, rtol=1e-4, atol=1e-6)
+        assert np.any(slope)
+    assert report(costly.architecture, (penalty, cost))["expected_cost"] == float(cost)
+    assert "expected_cost" not in report(plain.architecture, plain.expected_cost())
+
+    double = make(two_replicas, 1, 1, FEW, cost_term=fake_cost_term)
+    assert_same(architecture(double), before)
+    one_search_step(double, two_replicas, eager=True)
+    for path, value in architecture(double).items():
+        np.testing.assert_allclose(value, changed[path], rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_falls_in_both_phases(traced):

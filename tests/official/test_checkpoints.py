@@ -234,6 +234,34 @@ def test_another_network(tmp_path, filters, layers, message):
     assert_equal(values_of(other), before)
 
 
+def test_shapes(tmp_path):
+    Checkpoints(str(tmp_path), everything(1)[2]).save(3)
+    shapes = checkpoints.shapes(str(tmp_path), "weights")
+    assert len(shapes) == 12
+    assert shapes["net/conv_0_0/kernel"] == (3, 3, 2, 3) and shapes["net/norm.of_net/gamma"] == (3,)
+    assert checkpoints.shapes(str(tmp_path / "ckpt-3"), "average") == {}
+    with pytest.raises(RunError, match="there is no checkpoint"):
+        checkpoints.shapes(str(tmp_path / "ckpt-4"), "weights")
+
+
+def test_untouched_variables_may_have_any_shape(tmp_path):
+    _, _, saved = everything(1)
+    Checkpoints(str(tmp_path), saved).save(3)
+    _, _, other = everything(2)
+    weights = [*other["weights"][:-1], tf.Variable([7.0, 8.0], name=other["weights"][-1].path)]
+    checkpoints.restore(str(tmp_path), {"weights": weights}, untouched=weights[-1:])
+    assert_equal(values_of({"": weights[:-1]}), values_of({"": saved["weights"][:-1]}))
+    np.testing.assert_array_equal(weights[-1], [7, 8])
+    # Any other that does not fit is an error, and no variable changes then.
+    before = values_of({"": weights})
+    with pytest.raises(RunError, match=r"1 variable\(s\) of another shape"):
+        checkpoints.restore(str(tmp_path), {"weights": weights}, untouched=weights[:-1])
+    more = [*weights, tf.Variable(1.0, name="new")]
+    with pytest.raises(RunError, match=r"1 variable\(s\) that it lacks \(weights: new\)"):
+        checkpoints.restore(str(tmp_path), {"weights": more}, untouched=weights[-1:])
+    assert_equal(values_of({"": weights}), before)
+
+
 def test_another_type(tmp_path):
     Checkpoints(str(tmp_path), {"g": [tf.Variable(1, name="v")]}).save(1)
     with pytest.raises(RunError, match="g: v int32, not float32"):

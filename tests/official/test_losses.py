@@ -18,7 +18,7 @@ def batch(size=4, classes=3, seed=1):
 
 
 def mean_loss_and_gradient(labels, logits, **options):
-    logits = tf.constant(logits)
+    logits = tf.convert_to_tensor(logits, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(logits)
         loss_sum, count = losses.pixel_cross_entropy(labels, logits, ignore_label=255, **options)
@@ -102,3 +102,102 @@ def test_uneven_void_pixels_on_two_replicas_equal_one_device(two_replicas):
     two_loss, two = (two_replicas.reduce("SUM", result, axis=None) for result in results)
     assert float(two_loss) == pytest.approx(float(one_loss), rel=1e-6)
     np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-7)
+
+
+def hardest(labels, logits, share, class_weights):
+    """Loss and gradient of the mean over each image's hardest pixels, in float64."""
+    logits = logits.astype(np.float64)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    one_hot = np.eye(logits.shape[-1])[np.where(labels == 255, 0, labels)]
+    weights = one_hot @ np.asarray(class_weights, np.float64)
+    pixel_losses = -weights * np.log((softmax * one_hot).sum(-1))
+    counts = np.zeros(labels.shape, bool)
+    for number, label in enumerate(labels):
+        valid = np.flatnonzero(label != 255)
+        order = valid[np.argsort(-pixel_losses[number].flat[valid], kind="stable")]
+        counts[number].flat[order[: math.ceil(share * len(valid))]] = True
+    gradient = (softmax - one_hot) * (weights * counts)[..., None] / counts.sum()
+    return pixel_losses[counts].mean(), gradient, counts
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.999])
+@pytest.mark.parametrize("class_weights", [None, [0.5, 0.0, 2.0]])
+def test_only_the_hardest_pixels_of_each_image_count(share, class_weights):
+    labels, logits = batch()
+    labels[2] = 255  # an image without a say
+    options = {"top_k_pixels": share, "class_weights": class_weights}
+    wanted, gradient, counts = hardest(labels, logits, share, class_weights or [1, 1, 1])
+    assert (counts.sum((1, 2)) > 0).tolist() == [True, True, False, True]
+    assert counts.sum() < (labels != 255).sum() or share == 0.999
+    loss, actual = mean_loss_and_gradient(labels, logits, **options)
+    assert float(loss) == pytest.approx(wanted, rel=1e-6)
+    np.testing.assert_allclose(actual, gradient, atol=1e-8)
+    assert not actual.numpy()[~counts].any()
+
+    # The same for sizes that are not known beforehand, a share that is a tensor, and under XLA.
+    def step(labels, logits, share):
+        return mean_loss_and_gradient(labels, logits, **options | {"top_k_pixels": share})
+
+    unknown = (
+        *(tf.TensorSpec([None] * 3, tf.int32), tf.TensorSpec([None, None, None, 3])),
+        tf.TensorSpec([], tf.float64),
+    )
+    arguments = tf.constant(labels), tf.constant(logits), tf.constant(share, tf.float64)
+    for function in (
+        tf.function(step, input_signature=unknown),
+        tf.function(step, jit_compile=True),
+    ):
+        loss, actual = function(*arguments)
+        assert float(loss) == pytest.approx(wanted, rel=1e-6)
+        np.testing.assert_allclose(actual, gradient, atol=1e-8)
+
+
+def test_of_equally_hard_pixels_as_many_as_wanted_count():
+    # Six pixels that cost log 2 each; ceil(0.25 * 5) = 2 of the five valid ones count: the first.
+    logits = tf.zeros([1, 2, 3, 2])
+    labels = np.int32([[[255, 0, 1], [1, 0, 0]]])
+    loss_sum, count = losses.pixel_cross_entropy(
+        labels, logits, ignore_label=255, top_k_pixels=0.25
+    )
+    assert float(count) == 2 and float(loss_sum) == pytest.approx(2 * math.log(2), rel=1e-6)
+    _, gradient = mean_loss_and_gradient(labels, np.zeros([1, 2, 3, 2]), top_k_pixels=0.25)
+    assert np.argwhere(gradient.numpy()[..., 0]).tolist() == [[0, 0, 1], [0, 0, 2]]
+
+
+def test_all_pixels_as_the_hardest_are_the_plain_loss():
+    labels, logits = batch()
+    labels[1] = 255
+    plain, plain_gradient = mean_loss_and_gradient(labels, logits)
+    loss, gradient = mean_loss_and_gradient(labels, logits, top_k_pixels=1.0)
+    assert float(loss) == float(plain)  # bit for bit: mining is off
+    one = tf.constant(1.0, tf.float64)
+    loss, gradient = mean_loss_and_gradient(labels, logits, top_k_pixels=one)
+    assert float(loss) == pytest.approx(float(plain), rel=1e-6)
+    np.testing.assert_array_equal(gradient, plain_gradient)
+
+
+def test_mining_where_all_is_void_is_zero_and_not_nan():
+    labels, logits = batch()
+    loss, gradient = mean_loss_and_gradient(np.full_like(labels, 255), logits, top_k_pixels=0.5)
+    assert float(loss) == 0.0
+    assert not gradient.numpy().any()
+
+
+def test_the_number_of_pixels_is_not_rounded_up_by_float32():
+    # 0.3 is 0.300000012 in float32, and times 100,000 that is nearest to 30000.00195.
+    _, count = losses.pixel_cross_entropy(
+        np.zeros((1, 1, 100_000), np.int32),
+        tf.zeros([1, 1, 100_000, 2]),
+        ignore_label=255,
+        top_k_pixels=0.3,
+    )
+    assert float(count) == 30_000
+
+
+def test_mining_share():
+    # A straight line from 1 at step 0 to 0.2 at step 8: 0.1 less each step.
+    share = lambda step: losses.mining_share(0.2, 8, step)  # noqa: E731
+    for function in (share, tf.function(share)):
+        shares = [float(function(tf.constant(step))) for step in (0, 1, 4, 8, 9)]
+        np.testing.assert_allclose(shares, [1, 0.9, 0.6, 0.2, 0.2], rtol=1e-12)
+    assert losses.mining_share(0.2, 0, tf.constant(3)) == 0.2

@@ -113,6 +113,26 @@ def test_only_kernels_decay():
     assert b == 1
 
 
+def test_the_rate_of_some_variables_times_a_factor(two_replicas):
+    # Coupled L2 and momentum included: the rate is all that is multiplied.
+    factors = {"kernel": 10.0, "bias": 1.0}
+
+    def make():
+        return optimizers.sgd(0.1, 0.9, l2=L2, rate_factor=lambda v: factors[v.path])
+
+    one = steps_on_one_device(make(), GRADIENTS)
+    # Each replica gives half of every gradient.
+    halves = [[[g / 2 for g in gradient]] * 2 for gradient in GRADIENTS]
+    two, _ = steps_on_two_replicas(two_replicas, make, halves)
+    start = Variables()
+    for index, (value, copies, first) in enumerate(zip(one, two, start.all, strict=True)):
+        gradients = [gradient[index].astype(np.float64) for gradient in GRADIENTS]
+        rate = 0.1 * factors[first.path]
+        expected = reference_sgd(first.numpy().astype(np.float64), gradients, [rate] * 2, 0.9, L2)
+        for actual in (value, *copies):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
 def test_is_kernel():
     layers = [
         keras.layers.Conv2D(2, 3, name="kernel_of_truth"),

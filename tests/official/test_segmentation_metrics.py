@@ -73,6 +73,7 @@ def test_only_void_pixels_count_nothing():
     summary = segmentation_metrics.summarize(matrix, NAMES)
     assert summary["per_class_iou"] == [None] * 5
     assert summary["miou"] is summary["miou_present"] is summary["pixel_accuracy"] is None
+    assert summary["miou_pixel_accuracy_mean"] is None
 
 
 def test_summary_of_a_matrix_done_by_hand():
@@ -87,6 +88,7 @@ def test_summary_of_a_matrix_done_by_hand():
     assert summary["miou_present"] == pytest.approx(1 / 2)
     assert summary["pixel_accuracy"] == pytest.approx(5 / 8)
     assert summary["mean_accuracy"] == pytest.approx((3 / 5 + 2 / 3) / 2)
+    assert summary["miou_pixel_accuracy_mean"] == pytest.approx((1 / 3 + 5 / 8) / 2)
     assert summary["class_names"] == NAMES
     assert json.loads(json.dumps(summary)) == summary
 

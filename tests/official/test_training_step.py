@@ -35,6 +35,19 @@ def test_the_mean_is_over_the_valid_pixels():
     np.testing.assert_allclose(loss, mean_over_valid(label, logits), rtol=1e-6)
 
 
+def test_class_weights_multiply_the_pixels_losses_alone():
+    label, logits = batch()
+    weights = [0.5, 0.0, 3.0]
+    loss = mean_loss(tf.constant(label), tf.constant(logits), VOID, class_weights=weights)
+    # Each class by itself: the mean over its pixels, times their share of the 19.
+    of_classes = [
+        weight * mean_over_valid(np.where(label == number, label, VOID), logits)
+        for number, weight in enumerate(weights)
+    ]
+    shares = [np.sum(label == number) / 19 for number in range(3)]
+    np.testing.assert_allclose(loss, np.dot(of_classes, shares), rtol=1e-6)
+
+
 def test_without_valid_pixels_the_loss_is_0():
     label, logits = batch()
     logits = tf.constant(logits[3:])
@@ -46,7 +59,10 @@ def test_without_valid_pixels_the_loss_is_0():
 
 
 @pytest.mark.parametrize("halves", [((0, 1), (2, 3)), ((0, 2), (1, 3)), ((3, 3), (0, 1))])
-def test_shares_of_two_replicas_sum_to_the_mean(two_replicas, halves):
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k_pixels": 0.3, "class_weights": [1.0, 3.0, 0.5]}], ids=["all", "hardest"]
+)
+def test_shares_of_two_replicas_sum_to_the_mean(two_replicas, halves, options):
     label, logits = batch()
 
     def of_replica(array):
@@ -57,17 +73,19 @@ def test_shares_of_two_replicas_sum_to_the_mean(two_replicas, halves):
     def replica(label, logits):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            loss = mean_loss(label, logits, VOID)
+            loss = mean_loss(label, logits, VOID, **options)
         return loss, tape.gradient(loss, logits)
 
     shares, gradients = two_replicas.run(replica, (of_replica(label), of_replica(logits)))
     order = [*halves[0], *halves[1]]
     label, logits = label[order], tf.constant(logits[order])
     total = two_replicas.reduce("sum", shares, axis=None)
-    np.testing.assert_allclose(total, mean_over_valid(label, logits.numpy()), rtol=1e-6)
+    if not options:
+        np.testing.assert_allclose(total, mean_over_valid(label, logits.numpy()), rtol=1e-6)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = mean_loss(tf.constant(label), logits, VOID)
+        loss = mean_loss(tf.constant(label), logits, VOID, **options)
+    np.testing.assert_allclose(total, loss, rtol=1e-6)
     gradients = np.concatenate(two_replicas.experimental_local_results(gradients))
     np.testing.assert_allclose(gradients, tape.gradient(loss, logits), rtol=1e-5, atol=1e-8)
 

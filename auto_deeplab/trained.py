@@ -1,0 +1,53 @@
+"""A trained network, made again from the directory of its run."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from auto_deeplab import run_record
+from auto_deeplab.genotype import Genotype
+from auto_deeplab.network import Network
+from official import checkpoints
+
+
+def new_network(genotype: Genotype, identity: Mapping[str, Any], num_classes: int) -> Network:
+    """A built network.
+
+    Args:
+      genotype: path and cells.
+      identity: has the values of run_record.NETWORK.
+      num_classes: channels of the logits.
+    """
+    network = Network(
+        genotype, num_classes=num_classes, **{name: identity[name] for name in run_record.NETWORK}
+    )
+    network.build((None, None, None, 3))
+    return network
+
+
+def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
+    """The path prefix of a run's checkpoint; see `trained_network`."""
+    return checkpoints.find(checkpoint or os.path.join(model_dir, "checkpoints"))
+
+
+def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network, int, str]:
+    """The network of a training with a checkpoint's weights: averaged ones, if the run averaged.
+
+    Args:
+      model_dir: of --mode=train, or the --output_dir of import_tf1.
+      checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
+
+    Returns:
+      The network, the step at which its weights were saved, and the checkpoint's path prefix.
+
+    Raises:
+      UsageError: model_dir holds no training.
+      RunError: one of its files is missing or damaged.
+    """
+    record = run_record.read(model_dir, "train")
+    genotype = run_record.read_genotype(model_dir)
+    path = find_checkpoint(model_dir, checkpoint)
+    identity = record["identity"]
+    network = new_network(genotype, identity, len(record["class_names"]))
+    group = "average" if identity.get("ema_decay") else "weights"
+    return network, checkpoints.restore(path, {group: network.variables}), path

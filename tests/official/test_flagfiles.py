@@ -1,0 +1,71 @@
+"""Flagfiles inside flagfiles: where they are looked for, what wins, what is refused."""
+
+import pytest
+from absl import flags
+
+from official.flagfiles import expanded
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, *lines):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def test_a_flagfile_is_its_lines(write):
+    file = write("one.cfg", "# comment", "", "--a=1", "  --b=x,y  ", "// absl knows this one too")
+    wanted = ["train", "--z=0", "--a=1", "--b=x,y", "--c"]
+    assert expanded(["train", "--z=0", f"--flagfile={file}", "--c"]) == wanted
+    assert expanded(["train", "--z=0", "-flagfile", str(file), "--c"]) == wanted
+    assert expanded(["train", "--a"]) == ["train", "--a"]
+
+
+def test_a_flagfile_in_a_flagfile_stands_beside_it(write, tmp_path, monkeypatch):
+    write("parts/size.cfg", "--size=3")
+    write("parts/recipe.cfg", "--flagfile=size.cfg", "--rate=1")
+    file = write("mine.cfg", "--flagfile=parts/recipe.cfg", "--rate=2")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # where absl would look
+    # In this order: the later --rate wins.
+    assert expanded([f"--flagfile={file}"]) == ["--size=3", "--rate=1", "--rate=2"]
+    monkeypatch.chdir(tmp_path)
+    assert expanded(["--flagfile=mine.cfg"]) == ["--size=3", "--rate=1", "--rate=2"]
+
+
+def test_the_same_part_may_come_twice(write):
+    write("part.cfg", "--a=1")
+    file = write("whole.cfg", "--flagfile=part.cfg", "--a=2", "--flagfile=part.cfg")
+    assert expanded([f"--flagfile={file}"]) == ["--a=1", "--a=2", "--a=1"]
+
+
+def test_what_follows_a_double_dash_is_no_flag():
+    assert expanded(["--a", "--", "--flagfile=nowhere"]) == ["--a", "--", "--flagfile=nowhere"]
+
+
+def test_a_flagfile_that_contains_itself(write):
+    write("a.cfg", "--flagfile=b.cfg")
+    write("b.cfg", "--flagfile=a.cfg")
+    file = write("start.cfg", "--flagfile=a.cfg")
+    with pytest.raises(
+        flags.CantOpenFlagFileError, match=r"a\.cfg \(in .*b\.cfg\) contains itself"
+    ):
+        expanded([f"--flagfile={file}"])
+
+
+def test_a_flagfile_that_is_missing_or_no_text(write, tmp_path):
+    file = write("a.cfg", "--flagfile=gone.cfg")
+    with pytest.raises(flags.Error, match=r"gone\.cfg \(in .*a\.cfg\) cannot be read: No such"):
+        expanded([f"--flagfile={file}"])
+    (tmp_path / "gone.cfg").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(flags.Error, match="cannot be read: not text"):
+        expanded([f"--flagfile={file}"])
+    with pytest.raises(flags.Error, match="Is a directory"):
+        expanded([f"--flagfile={tmp_path}"])
+    with pytest.raises(flags.Error, match="cannot be read"):
+        expanded(["--flagfile"])

@@ -1,0 +1,130 @@
+"""What a search can do beyond the paper, by the commands that a user types."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from auto_deeplab import genotype
+from tests.command import TINY_NETWORK, TINY_SEARCH, train_here
+from tests.miniature import write_cityscapes
+from tfrecords_tools.convert import convert
+
+OPERATIONS = "--operations=sep_conv_3x3,skip_connect,none"
+WEIGHTS = ",".join(["2"] + ["1"] * 18)
+BEYOND = ("--alpha_sharing=layer", "--second_order", f"--class_weights={WEIGHTS}")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("options")
+    convert("cityscapes", str(write_cityscapes(root / "source", train=8)), str(root / "data"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def table(root):
+    path = root / "table.json"
+    done = train_here(
+        *("--mode=profile", f"--cost_table={path}", OPERATIONS, "--num_blocks=2"),
+        *("--num_layers=2", "--crop_size=33", "--filter_multiplier=2", "--stem_filters=4,4,4"),
+    )
+    assert done.code == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < summary["cheapest"] < summary["dearest"]
+    return path, summary
+
+
+def search(root, *flags):
+    return train_here(
+        *("--mode=search", f"--data_dir={root / 'data'}", f"--model_dir={root / 'search'}"),
+        *(*TINY_SEARCH, OPERATIONS, "--epochs=2", "--alpha_start_epoch=1", *flags),
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(root, table):
+    path, summary = table
+    budget = f"--cost_budget={(summary['cheapest'] + summary['dearest']) / 2}"
+    flags = (*BEYOND, f"--cost_table={path}", budget, "--cost_weight=1000")
+    done = search(root, *flags)
+    assert done.code == 0, done.stderr
+    return root / "search", flags
+
+
+def test_a_search_with_everything(searched, table):
+    directory, _ = searched
+    rows = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and rows[1]["loss_arch"] > 0
+    for row in rows:
+        # No cell can cost less or more than the table says.
+        assert table[1]["cheapest"] < row["expected_cost"] < table[1]["dearest"]
+        assert row["cell_of_layer"] == [0, 1] and len(row["cells"]) == 2 and "cell" not in row
+    # Nearly uniform alphas and betas are above the budget, and here little else counts.
+    assert rows[1]["expected_cost"] < rows[0]["expected_cost"]
+    found = genotype.load(directory / "genotype.json")
+    assert found.cell_of_layer == (0, 1) and found.meta["alpha_sharing"] == "layer"
+    for name in ("network", "cell", "history"):
+        with Image.open(directory / "figures" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+
+
+def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
+    directory, _ = searched
+    before = (directory / "genotype.json").read_bytes()
+    done = train_here("--mode=decode", f"--model_dir={directory}")
+    assert done.code == 0, done.stderr
+    assert "cell 1:" in done.stderr and "cell of each layer: 0 1" in done.stderr
+    assert (directory / "genotype.json").read_bytes() == before
+    done = train_here(
+        *("--mode=train", f"--genotype={directory / 'genotype.json'}", *TINY_NETWORK),
+        *(f"--data_dir={root / 'data'}", f"--model_dir={root / 'train'}"),
+        *("--train_steps=2", "--batch_norm_decay=0.1"),
+    )
+    assert done.code == 0, done.stderr
+    assert genotype.load(root / "train" / "genotype.json").cell_of_layer == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ("--alpha_sharing=level", "alpha_sharing"),
+        ("--second_order=false", "second_order"),
+        ("--cost_weight=11", "cost_weight"),
+        ("--cost_budget=1", "cost_budget"),
+        ("--class_weights=" + ",".join(["1"] * 19), "class_weights"),
+    ],
+)
+def test_another_option_is_another_search(root, searched, changed, name):
+    done = search(root, *searched[1], changed)
+    assert done.code == 2 and f"--{name} is " in done.error
+
+
+def test_the_tables_content_is_the_searchs_not_its_path(root, searched, table):
+    _, flags = searched
+    copy = root / "copy.json"
+    copy.write_bytes(table[0].read_bytes())
+    assert search(root, *flags, f"--cost_table={copy}").code == 0  # finished already
+    content = json.loads(copy.read_text())
+    content["settings"]["filter_multiplier"] += 1
+    copy.write_text(json.dumps(content))
+    done = search(root, *flags, f"--cost_table={copy}")
+    assert done.code == 2 and "--cost_table is " in done.error
+
+
+def test_bad_tables(root, table):
+    def refused(*flags):
+        done = search(root, "--model_dir=" + str(root / "nothing"), *flags)
+        assert done.code == 2 and not (root / "nothing").exists()
+        return done.error
+
+    budget = ("--cost_weight=1", "--cost_budget=1")
+    assert "--cost_budget is needed" in refused("--cost_weight=1", f"--cost_table={table[0]}")
+    assert "--cost_table is needed" in refused(*budget)
+    assert "nowhere.json" in refused(*budget, "--cost_table=nowhere.json")
+    other = refused(*budget, f"--cost_table={table[0]}", "--num_blocks=3")
+    assert "2 blocks" in other and "3" in other
+    missing = refused(*budget, f"--cost_table={table[0]}", "--operations=dil_conv_3x3,none")
+    assert "dil_conv_3x3" in missing
+    (root / "genotype.json").write_text('{"format": 1}')
+    assert "--cost_table" in refused(*budget, f"--cost_table={root / 'genotype.json'}")

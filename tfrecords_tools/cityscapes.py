@@ -16,7 +16,7 @@ from official.errors import RunError
 from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, match, read_index_png
 
-SPLITS = ("train", "val", "test")
+PUBLISHED = {"train": 2975, "val": 500, "test": 1525}
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
@@ -27,10 +27,14 @@ def train_ids() -> np.ndarray:
     return table
 
 
-def find_pairs(source_dir: Path) -> dict[str, list[Pair]]:
-    """Finds the pairs of every split that is there; see `source.Source`."""
+def open_source(source_dir: Path) -> Source:
+    """Finds the dataset in a directory.
+
+    Raises:
+      RunError: there is no image of any split, or an image or label without the other.
+    """
     splits = {}
-    for split in SPLITS:
+    for split in PUBLISHED:
         images, labels = (
             {
                 f"{path.parent.name}/{path.name.removesuffix(suffix)}": path
@@ -44,14 +48,17 @@ def find_pairs(source_dir: Path) -> dict[str, list[Pair]]:
             print(f"{split}: skipped, no leftImg8bit/{split}/*/*{_IMAGE}")
     if not splits:
         raise RunError(
-            f"no image matches leftImg8bit/{{{','.join(SPLITS)}}}/*/*{_IMAGE} in {source_dir}: "
+            f"no image matches leftImg8bit/{{{','.join(PUBLISHED)}}}/*/*{_IMAGE} in {source_dir}: "
             "--source_dir is the directory that holds leftImg8bit and gtFine"
         )
-    return splits
+    return Source(
+        datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE, splits, read_label, PUBLISHED
+    )
 
 
 def read_label(pair: Pair) -> np.ndarray:
     """Reads label ids and maps them to train ids: uint8 [H, W]."""
+    assert pair.label is not None
     label_ids, table = read_index_png(pair.label), train_ids()
     if label_ids.max() >= len(table):
         raise RunError(
@@ -59,6 +66,3 @@ def read_label(pair: Pair) -> np.ndarray:
             f"(0..{len(table) - 1})"
         )
     return table[label_ids]
-
-
-SOURCE = Source(datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE, find_pairs, read_label)

@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,12 @@ from PIL import Image
 
 from official.errors import RunError, UsageError, run_app
 from official.progress import Progress
-from official.records import explain, metadata
+from official.records import IGNORE_LABEL, explain, metadata
 from tfrecords_tools import cityscapes
 from tfrecords_tools.source import Pair, Source, read_image
 
-# To add a dataset, write a module like cityscapes.py and name its SOURCE here.
-SOURCES: dict[str, Source] = {"cityscapes": cityscapes.SOURCE}
+# To add a dataset, write a module like cityscapes.py and name its `open_source` here.
+SOURCES: dict[str, Callable[[Path], Source]] = {"cityscapes": cityscapes.open_source}
 
 # Source files per shard, in bytes; tensorflow-datasets holds one shard's examples in memory.
 SHARD_BYTES = 128 * 2**20
@@ -43,8 +43,10 @@ SHARD_BYTES = 128 * 2**20
 AHEAD = 32
 
 
-def make_example(pair: Pair, source: Source, resize_factor: float) -> dict[str, Any]:
+def make_example(pair: Pair, source: Source, resize_factor: float) -> dict[str, Any] | None:
     """Makes the record of one pair (nested as tensorflow-datasets wants it).
+
+    None if the image shows less than source.min_foreground.
 
     The image's bytes are kept as they are unless it is resized; then it becomes a PNG, antialiased.
     The label map becomes a PNG of train ids, resized by nearest on the same grid.
@@ -53,11 +55,16 @@ def make_example(pair: Pair, source: Source, resize_factor: float) -> dict[str, 
       RunError: a file is damaged or the label map has another size than the image.
     """
     encoded, image_format, image = read_image(pair.image)
-    label = Image.fromarray(source.read_label(pair))
+    values = source.read_label(pair)
+    if values is None:
+        values = np.full((image.height, image.width), IGNORE_LABEL, np.uint8)
+    elif np.count_nonzero((values > 0) & (values != IGNORE_LABEL)) < source.min_foreground:
+        return None
+    label = Image.fromarray(values)
     if label.size != image.size:
         raise RunError(
-            f"{pair.label} is {label.height} x {label.width}, but its image {pair.image} is "
-            f"{image.height} x {image.width}"
+            f"{pair.label or 'its label map'} is {label.height} x {label.width}, but its image "
+            f"{pair.image} is {image.height} x {image.width}"
         )
     if resize_factor != 1.0:
         width, height = (max(1, round(side * resize_factor)) for side in image.size)
@@ -89,18 +96,16 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         self,
         name: str,
         source: Source,
-        splits: dict[str, list[Pair]],
         resize_factor: float,
         data_dir: str,
         progress: Progress,
     ) -> None:
         self.name = name
         self._source = source
-        self._splits = splits
         self._resize_factor = resize_factor
         self._progress = progress
         self._sizes: dict[str, collections.Counter[tuple[int, int]]] = {
-            split: collections.Counter() for split in splits
+            split: collections.Counter() for split in source.splits
         }
         super().__init__(data_dir=data_dir)
 
@@ -134,7 +139,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         del dl_manager  # nothing is downloaded
         return {
             split: [partial(self._examples, split, shard) for shard in shards(pairs)]
-            for split, pairs in self._splits.items()
+            for split, pairs in self._source.splits.items()
         }
 
     def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -143,9 +148,11 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             for start in range(0, len(pairs), AHEAD):
                 some = pairs[start : start + AHEAD]
                 for pair, example in zip(some, pool.map(make, some), strict=True):
-                    self._sizes[split][example["image"]["height"], example["image"]["width"]] += 1
                     self._progress.advance()
-                    yield pair.name, example
+                    if example is not None:
+                        size = example["image"]["height"], example["image"]["width"]
+                        self._sizes[split][size] += 1
+                        yield pair.name, example
         self.info.metadata["sizes"][split] = [
             [*size, count] for size, count in sorted(self._sizes[split].items())
         ]
@@ -184,8 +191,11 @@ def convert(name: str, source_dir: str, output_dir: str, resize_factor: float = 
     _check_target(target)
     if not Path(source_dir).is_dir():
         raise RunError(f"--source_dir={source_dir} is no directory")
-    source = SOURCES[name]
-    splits = source.find_pairs(Path(source_dir))
+    source = SOURCES[name](Path(source_dir))
+    for split, pairs in source.splits.items():
+        published = source.published.get(split, len(pairs))
+        if len(pairs) != published:
+            print(f"warning: {split} has {len(pairs)} images here, {published} are published")
 
     unfinished = target.with_name(f".{target.name}.unfinished")
     if unfinished.exists():
@@ -193,8 +203,8 @@ def convert(name: str, source_dir: str, output_dir: str, resize_factor: float = 
         shutil.rmtree(unfinished)
     try:
         unfinished.mkdir(parents=True)
-        with Progress("convert", sum(map(len, splits.values()))) as progress:
-            builder = RecordBuilder(name, source, splits, resize_factor, str(unfinished), progress)
+        with Progress("convert", sum(map(len, source.splits.values()))) as progress:
+            builder = RecordBuilder(name, source, resize_factor, str(unfinished), progress)
             with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
                 builder.download_and_prepare()
         os.replace(builder.data_dir, target)

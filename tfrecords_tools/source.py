@@ -21,29 +21,34 @@ class Pair:
     Attributes:
       name: the image's path in the source directory, without suffix.
       image: path of the image file.
-      label: path of the label file.
+      label: path of the label file; None if there is no file for this image alone.
     """
 
     name: str
     image: Path
-    label: Path
+    label: Path | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A dataset as its makers publish it.
+    """A dataset as its makers publish it, found in a directory.
 
     Attributes:
       class_names: one name per class.
       palette: one (red, green, blue) per class.
-      find_pairs: source directory -> pairs per split, sorted; only the splits that are there.
-      read_label: pair -> uint8 [H, W], 0..classes-1 or 255.
+      splits: pairs per split, sorted; only the splits that are there.
+      read_label: pair -> uint8 [H, W], 0..classes-1 or 255; None for an image without labels, all
+        of which is void then.
+      published: number of images per split according to the makers, where they say one.
+      min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
     """
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    find_pairs: Callable[[Path], dict[str, list[Pair]]]
-    read_label: Callable[[Pair], np.ndarray]
+    splits: Mapping[str, list[Pair]]
+    read_label: Callable[[Pair], np.ndarray | None]
+    published: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    min_foreground: int = 0
 
 
 def match(

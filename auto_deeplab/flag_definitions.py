@@ -115,8 +115,14 @@ flags.DEFINE_enum("mode", None, list(NEEDED), "What to do.")
 flags.DEFINE_string("data_dir", None, "The --output_dir of tfrecords_tools.convert.")
 flags.DEFINE_string("model_dir", None, "Directory of the run; search and train use separate ones.")
 flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0, upper_bound=2**31 - 1)
-flags.DEFINE_integer("num_classes", None, "Checked against the data; used by profile alone.")
-flags.DEFINE_integer("ignore_label", None, "Checked against the data: the label of void pixels.")
+flags.DEFINE_integer(
+    "num_classes",
+    None,
+    "profile, and data without description (shards of DeepLab's scripts); else checked alone.",
+)
+flags.DEFINE_integer(
+    "ignore_label", None, "The label of void pixels, as --num_classes. Default: the data's, or 255."
+)
 flags.DEFINE_string("train_split", "train", "Split to train on; search halves it.")
 flags.DEFINE_string("eval_split", "val", "Split to evaluate on.")
 _count("eval_every", None, "Steps between reports. Default: an epoch (search), 1/20 (train).")
@@ -134,6 +140,9 @@ _count("batch_size", None, "Global batch size. Default: 2, 16.")
 flags.DEFINE_bool("random_scale", True, "Augmentation: scale by 0.5, 0.75, ..., 2.")
 flags.DEFINE_bool("random_crop", True, "Augmentation: crop anywhere; else the middle.")
 flags.DEFINE_bool("random_flip", True, "Augmentation: mirror left and right.")
+flags.DEFINE_bool(
+    "cache_data", False, "Decode the training images once and keep them in memory: 4 bytes a pixel."
+)
 _strength("learning_rate", None, "Initial rate. Default: 0.025 (cosine), 0.05 (polynomial).")
 _strength("weight_decay", None, "Coupled L2. Default: 3e-4 on all weights, 4e-5 on kernels.")
 _count("filter_multiplier", None, "F. Default: 8, 20. The paper's S, M, L have 20, 32, 48.")

@@ -11,6 +11,7 @@ import glob
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,11 +126,13 @@ def find(path: str) -> str:
     if os.path.isdir(path):
         files = glob.glob(os.path.join(glob.escape(path), "*.index"))
         prefixes = [file.removesuffix(".index") for file in files]
-        # The file that names the newest one may hold paths of the machine that it was trained on.
-        newest = tf.train.latest_checkpoint(path) or max(prefixes, key=step_of, default=None)
-        if newest is None:
+        if not prefixes:
             raise RunError(f"--checkpoint={path}: there is no checkpoint in this directory")
-        return str(newest)
+        # The file that names the newest one holds paths of where it was trained: a copy of it may
+        # name files that are not in this directory.
+        state = tf.train.get_checkpoint_state(path)
+        newest = os.path.join(path, os.path.basename(state.model_checkpoint_path if state else ""))
+        return newest if newest in prefixes else max(prefixes, key=step_of)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)
     if not os.path.isfile(f"{prefix}.index"):
         raise RunError(
@@ -207,6 +210,9 @@ def match(
     left_over = sorted(shapes.keys() - {*plain.values(), *names.values(), *slots, STEP})
     problems = differences(missing, left_over, wrong)
     if problems:
+        for kind, all_names in (("missing", missing), ("left over", left_over), ("wrong", wrong)):
+            for name in all_names:
+                print(f"{kind}: {name}", file=sys.stderr)
         if any("_depthwise/" in name for name in left_over):
             problems += (
                 "; read are networks as the paper's, trained with aspp_with_separable_conv=false "

@@ -2,19 +2,18 @@
 
 import dataclasses
 import glob
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from auto_deeplab.evaluation import Logits, class_scores
 from auto_deeplab.submission import Submission, check_alone
+from official.drawing import Palette, draw_legend, draw_overlay, encode_png
 from official.errors import RunError
 from official.files import make_directory, write_atomically
 from official.input_pipeline import data_error, eval_images
@@ -22,7 +21,6 @@ from official.progress import Progress
 from official.records import Description, parse_example
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-Palette = Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +127,9 @@ def predict(
 
     colours = np.asarray(palette, np.uint8)
     if submission is None:
-        write_atomically(Path(output_dir, "legend.png"), _png(draw_legend(class_names, palette)))
+        write_atomically(
+            Path(output_dir, "legend.png"), encode_png(draw_legend(class_names, palette))
+        )
     written = []
     with Progress("predict", len(files)) as progress:
         for name, file, image in zip(pictures.names, files, pictures.images, strict=True):
@@ -138,12 +138,12 @@ def predict(
             make_directory(written[-1].parent)
             if submission is None:
                 overlay = Image.fromarray(draw_overlay(image, labels, colours))
-                write_atomically(Path(output_dir, f"{name}_overlay.png"), _png(overlay))
+                write_atomically(Path(output_dir, f"{name}_overlay.png"), encode_png(overlay))
                 answer = label_image(labels, palette)
             else:
                 values = np.array(submission.values, np.uint8)
                 answer = label_image(values[labels], submission.palette)
-            write_atomically(written[-1], _png(answer))
+            write_atomically(written[-1], encode_png(answer))
             progress.advance()
     return written
 
@@ -235,58 +235,3 @@ def label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
     if palette is not None:
         image.putpalette([int(value) for colour in palette for value in colour])
     return image
-
-
-def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Classes' colours over the picture, with a light line where two classes meet.
-
-    Args:
-      image: uint8 [H, W, 3].
-      labels: integers [H, W] in 0..C-1.
-      palette: uint8 [C, 3].
-
-    Returns:
-      uint8 [H, W, 3].
-    """
-    blend = 0.5 * image + 0.5 * palette[labels]
-    width = 1 + min(labels.shape) // 700  # stays visible when a large picture is shown small
-    border = np.zeros(labels.shape, bool)
-    border[:, width:] |= labels[:, width:] != labels[:, :-width]
-    border[width:] |= labels[width:] != labels[:-width]
-    blend[border] = 0.25 * blend[border] + 0.75 * 255
-    return blend.round().astype(np.uint8)
-
-
-def draw_legend(class_names: Sequence[str], palette: Palette) -> Image.Image:
-    """A picture that names every colour, with the class' number; long lists get more columns."""
-    # Matplotlib's font has Greek, Cyrillic and accents; Pillow's own does not.
-    font_file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    font = ImageFont.truetype(font_file, 20)
-    row, swatch, gap = 36, 44, 14
-    rows = min(len(class_names), 25)
-    columns = -(-len(class_names) // rows)
-    number_width = _text_width(font, [str(len(class_names) - 1)])
-    name_width = _text_width(font, class_names)
-    column = swatch + number_width + name_width + 4 * gap
-    legend = Image.new("RGB", (columns * column + gap, rows * row + 2 * gap), "white")
-    draw = ImageDraw.Draw(legend)
-    for index, (name, colour) in enumerate(zip(class_names, palette, strict=True)):
-        left = gap + index // rows * column
-        top = gap + index % rows * row
-        middle = top + row // 2
-        box = (left, top + 4, left + swatch, top + row - 4)
-        draw.rectangle(box, fill=tuple(int(value) for value in colour), outline="#808080")
-        left += swatch + gap + number_width
-        draw.text((left, middle), str(index), font=font, fill="#808080", anchor="rm")
-        draw.text((left + gap, middle), name, font=font, fill="black", anchor="lm")
-    return legend
-
-
-def _text_width(font: ImageFont.FreeTypeFont, texts: Iterable[str]) -> int:
-    return max(round(font.getlength(text)) for text in texts)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return buffer.getvalue()

@@ -50,7 +50,16 @@ def main() -> None:
         ("paint scenes", scenes, [*tools, "tfrecords_tools.toy_scenes", f"--output_dir={scenes}"]),
         ("convert", full, [*convert, f"--output_dir={full}"]),
         ("convert, half size", half, [*convert, f"--output_dir={half}", "--resize_factor=0.5"]),
-        ("check", None, [*tools, "tfrecords_tools.check", f"--data_dir={full}"]),
+        (
+            "check",
+            None,
+            [
+                *tools,
+                "tfrecords_tools.check",
+                f"--data_dir={full}",
+                f"--figure={out / 'classes.png'}",
+            ],
+        ),
         (
             "search",
             found / "genotype.json",

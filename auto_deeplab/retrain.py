@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from auto_deeplab import run_record
 from auto_deeplab.network import Network
+from auto_deeplab.trained import check_genotype
 from official import averaging, checkpoints
 from official.errors import RunError
 from official.losses import mining_share
@@ -115,17 +116,18 @@ class Retrain:
         return minimize(forward, self.network.trainable_variables, self.optimizer)[0]
 
 
-def initialize(network: Network, path: str) -> int | None:
+def initialize(network: Network, path: str, class_names: Sequence[str]) -> str | None:
     """Gives a network the weights of another training, averaged ones where it has them.
 
-    Only the last layer may have another number of classes; it stays as it is then.
+    Only the classes may be others; the last layer stays as it is then.
 
     Args:
         network: built.
         path: path prefix of a checkpoint, a directory of checkpoints (its newest), or a model_dir.
+        class_names: the network's. They are compared with the other's where those are known.
 
     Returns:
-        the number of classes there if it is another one, else None.
+        in words how the classes differ; None if they do not.
 
     Raises:
         RunError: there is no such checkpoint, or it is not of this very network. No variable has
@@ -133,7 +135,7 @@ def initialize(network: Network, path: str) -> int | None:
     """
     inside = os.path.join(path, "checkpoints")
     prefix = checkpoints.find(inside if os.path.isdir(inside) else path)
-    _check_genotype(network, prefix)
+    check_genotype(network.genotype, prefix)
     group = "average" if checkpoints.shapes(prefix, "average") else "weights"
     shapes = checkpoints.shapes(prefix, group)
     if not shapes:
@@ -144,20 +146,13 @@ def initialize(network: Network, path: str) -> int | None:
     last = network.decoder.logits
     (here,) = last.bias.shape
     (there,) = shapes.get(last.bias.path, (here,))
-    fresh = [] if there == here else last.variables
-    checkpoints.restore(prefix, {group: network.variables}, untouched=fresh)
-    return there if fresh else None
-
-
-def _check_genotype(network: Network, prefix: str) -> None:
-    """Other cells can have variables of the same names and shapes: where it is known, compare."""
-    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
-    if not os.path.exists(os.path.join(model_dir, run_record.GENOTYPE)):
-        return
-    there, here = run_record.read_genotype(model_dir), network.genotype
-    for part in ("path", "cells", "cell_of_layer"):
-        if getattr(there, part) != getattr(here, part):
-            raise RunError(
-                f"the network in {model_dir} has another genotype: {part} "
-                f"{getattr(there, part)}, not {getattr(here, part)}"
-            )
+    names = run_record.class_names_beside(prefix)
+    difference = None
+    if there != here:
+        difference = f"{there} classes there, {here} here"
+    elif names is not None and names != list(class_names):
+        other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
+        difference = f"other classes there ({other[0]}, here {other[1]})"
+    untouched = last.variables if difference else []
+    checkpoints.restore(prefix, {group: network.variables}, untouched=untouched)
+    return difference

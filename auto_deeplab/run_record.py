@@ -134,7 +134,7 @@ def compare(record: Record, identity: Record, model_dir: str, defaults: Record) 
             if not os.path.isdir(_checkpoints(model_dir)):
                 remedy += ", or remove this one: it holds no checkpoint yet"
             raise UsageError(
-                f"--{flag} is {_short(value)}, but {_short(recorded.get(flag))} in the run that "
+                f"--{flag} is {short(value)}, but {short(recorded.get(flag))} in the run that "
                 f"--model_dir={model_dir} holds: {remedy}"
             )
 
@@ -149,6 +149,15 @@ def read_genotype(model_dir: str) -> Genotype:
         return genotypes.load(os.path.join(model_dir, GENOTYPE))
     except ValueError as error:
         raise RunError(f"{error}: restore it, or choose another --model_dir") from None
+
+
+def class_names_beside(prefix: str) -> list[str] | None:
+    """The class names of the run whose checkpoint this is; None if they are not known."""
+    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    if not os.path.exists(os.path.join(model_dir, FILE)):
+        return None
+    record = _read(model_dir)
+    return None if record.get(GUESSED) else record.get("class_names")
 
 
 def architecture(genotype: Genotype) -> str:
@@ -173,6 +182,7 @@ def _read(model_dir: str) -> Record:
     raise RunError(f"{path} is damaged: restore it, or choose another --model_dir")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as text, cut off where it gets long."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -141,15 +141,16 @@ class Search:
 
         forward_a = self._forward(batch_a)
         rate = tf.cast(self.weight_optimizer.learning_rate, tf.float32)
-        _, by_w = gradients(forward_a, w)
+        scale = self.architecture_optimizer.scale_loss(tf.ones([]))  # float16 needs it
+        _, by_w = gradients(forward_a, w, scale)
         move(sum_over_replicas(by_w), -rate)
-        loss, both = gradients(forward_b, [*a, *w])
+        loss, both = gradients(forward_b, [*a, *w], scale)
         by_a, direction = both[: len(a)], sum_over_replicas(both[len(a) :])
         step = tf.math.divide_no_nan(0.01, tf.linalg.global_norm(direction))
         move(direction, step)
-        _, above = gradients(forward_a, a)
+        _, above = gradients(forward_a, a, scale)
         move(direction, -step)
-        _, below = gradients(forward_a, a)
+        _, below = gradients(forward_a, a, scale)
         assign(w, start)
         change = tf.math.divide_no_nan(rate, 2 * step)
         return loss, [
@@ -181,14 +182,21 @@ class Search:
 
 
 def gradients(
-    forward: Callable[[], tuple[tf.Tensor, Any]], variables: Sequence[keras.Variable]
+    forward: Callable[[], tuple[tf.Tensor, Any]],
+    variables: Sequence[keras.Variable],
+    scale: tf.Tensor,
 ) -> tuple[Any, list[tf.Tensor]]:
-    """The second result of `forward`, and the gradients of the first by the variables."""
+    """The second result of `forward`, and the gradients of the first by the variables.
+
+    They are computed scaled, so that those of float16 layers do not vanish, and scaled back.
+    """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         for variable in variables:
             tape.watch(variable.value)
         loss, other = forward()
-    return other, tape.gradient(loss, variables, unconnected_gradients="zero")
+        scaled = scale * loss
+    found = tape.gradient(scaled, variables, unconnected_gradients="zero")
+    return other, [gradient / scale for gradient in found]
 
 
 def batches(

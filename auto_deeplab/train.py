@@ -53,7 +53,14 @@ from auto_deeplab.run_record import NETWORK, NETWORK_SHAPE
 from auto_deeplab.submission import Submission, new_submission
 from auto_deeplab.supernet import SuperNet
 from auto_deeplab.trained import find_checkpoint, new_network, trained_network
-from official import checkpoints, distribution, input_pipeline, optimizers, schedules
+from official import (
+    checkpoints,
+    distribution,
+    input_pipeline,
+    optimizers,
+    preprocessing,
+    schedules,
+)
 from official.errors import RunError, UsageError, run_app
 from official.records import Description, explain, read_description
 from official.training_loop import Row, read_history, run
@@ -407,8 +414,8 @@ def start() -> tf.distribute.Strategy:
 
 
 def read_data() -> Description:
-    """The data's description, checked against the flags that may repeat it."""
-    description = read_description(FLAGS.data_dir)
+    """The data's description, checked against the flags that may repeat it or stand in for it."""
+    description = read_description(FLAGS.data_dir, FLAGS.num_classes, FLAGS.ignore_label)
     for name in ("num_classes", "ignore_label"):
         value = FLAGS[name].value
         if value is not None and value != getattr(description, name):
@@ -486,7 +493,7 @@ def check_batch_norm() -> None:
             "--batch_size=1 gives batch normalisation nothing to average over: use a larger batch, "
             "or --fine_tune_batch_norm=false"
         )
-    if FLAGS.fine_tune_batch_norm and decay**steps > 0.05:
+    if FLAGS.fine_tune_batch_norm and decay**steps > 0.05 and not FLAGS.init_checkpoint:
         say(
             f"warning: after {steps} steps of --batch_norm_decay={decay} the moving statistics are "
             f"still {decay**steps:.0%} their initial values, which ruins evaluation: use 0.9 to "
@@ -585,12 +592,14 @@ def submission_form(
     """
     if FLAGS.submission is None:
         return None
-    factor = description.options.get("resize_factor", 1.0) if description else 1.0
-    if factor != 1.0:
-        raise UsageError(
-            f"--submission={FLAGS.submission} needs images of their own size, but those in "
-            f"--data_dir={FLAGS.data_dir} were converted with --resize_factor={factor:g}"
-        )
+    options = description.options if description else {}
+    for name, unchanged in (("resize_factor", 1.0), ("max_side", None)):
+        value = options.get(name, unchanged)
+        if value != unchanged:
+            raise UsageError(
+                f"--submission={FLAGS.submission} needs images of their own size, but those in "
+                f"--data_dir={FLAGS.data_dir} were converted with --{name}={value}"
+            )
     split = FLAGS.eval_split if description else "test"
     return new_submission(FLAGS.submission, class_names, split)
 
@@ -626,12 +635,11 @@ def start_from_init_checkpoint(network: Network, description: Description) -> No
     """Gives the network the weights that --init_checkpoint names."""
     flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
     try:
-        there = retrain.initialize(network, FLAGS.init_checkpoint)
+        other = retrain.initialize(network, FLAGS.init_checkpoint, description.class_names)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
-    if there is not None:
-        here = description.num_classes
-        say(f"{flag}: {there} classes there, {here} here: decoder/logits starts anew")
+    if other:
+        say(f"{flag}: {other}: decoder/logits starts anew")
 
 
 def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> None:
@@ -773,14 +781,14 @@ def trained(strategy: tf.distribute.Strategy) -> tuple[Network, int, str]:
 
 def stream_options() -> dict[str, Any]:
     """What all streams of training batches have in common."""
-    scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # the recipe of DeepLabv3+
     return {
         "seed": FLAGS.seed,
         "batch_size": FLAGS.batch_size,
         "crop_size": tuple(FLAGS.crop_size),
-        "scales": scales if FLAGS.random_scale else (1.0,),
+        "scales": preprocessing.RANDOM_SCALES if FLAGS.random_scale else (1.0,),
         "random_crop": FLAGS.random_crop,
         "flip": FLAGS.random_flip,
+        "cache": FLAGS.cache_data,
     }
 
 

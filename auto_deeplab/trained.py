@@ -8,6 +8,7 @@ from auto_deeplab import run_record
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
 from official import checkpoints
+from official.errors import RunError
 
 
 def new_network(genotype: Genotype, identity: Mapping[str, Any], num_classes: int) -> Network:
@@ -30,6 +31,27 @@ def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
     return checkpoints.find(checkpoint or os.path.join(model_dir, "checkpoints"))
 
 
+def check_genotype(genotype: Genotype, prefix: str) -> None:
+    """Compares a network's genotype with the one beside a checkpoint, if there is one.
+
+    Other cells can have variables of the same names and shapes.
+
+    Raises:
+      RunError: they are not the same.
+    """
+    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    if not os.path.exists(os.path.join(model_dir, run_record.GENOTYPE)):
+        return
+    there = run_record.read_genotype(model_dir)
+    for part in ("path", "cells", "cell_of_layer"):
+        values = getattr(there, part), getattr(genotype, part)
+        if values[0] != values[1]:
+            raise RunError(
+                f"the checkpoint {prefix} is that of another genotype: its {part} is "
+                f"{run_record.short(values[0])}, not {run_record.short(values[1])}"
+            )
+
+
 def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network, int, str]:
     """The network of a training with a checkpoint's weights: averaged ones, if the run averaged.
 
@@ -42,11 +64,12 @@ def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Netw
 
     Raises:
       UsageError: model_dir holds no training.
-      RunError: one of its files is missing or damaged.
+      RunError: one of its files is missing or damaged, or the checkpoint is another network's.
     """
     record = run_record.read(model_dir, "train")
     genotype = run_record.read_genotype(model_dir)
     path = find_checkpoint(model_dir, checkpoint)
+    check_genotype(genotype, path)
     identity = record["identity"]
     network = new_network(genotype, identity, len(record["class_names"]))
     group = "average" if identity.get("ema_decay") else "weights"

@@ -5,7 +5,7 @@ it is scaled, cropped and flipped. So a run resumes at any step at no cost, and 
 many see.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from official import preprocessing
 from official.errors import RunError, UsageError
+from official.progress import Progress
 from official.records import Description, explain, index_records, parse_example, read_record
 
 _INT64_MAX = np.iinfo(np.int64).max
@@ -27,6 +28,19 @@ def example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
     """The int64 [2] seed of example `number` (int64 scalar) of one stream of a run."""
     fold_in = tf.random.experimental.stateless_fold_in
     return fold_in(fold_in(tf.constant([0, seed], tf.int64), tf.constant(stream, tf.int64)), number)
+
+
+def shuffled(
+    number: tf.Tensor, num_records: int, epoch_examples: int, seed: int, stream: int
+) -> tf.Tensor:
+    """Which of `num_records` records example `number` of a stream shows (int64 scalars).
+
+    Every `epoch_examples` examples another order of the records begins.
+    """
+    order_seed = example_seed(seed, stream, number // epoch_examples)
+    return tf.random.experimental.index_shuffle(
+        number % epoch_examples, order_seed, num_records - 1
+    )
 
 
 def split_halves(num_records: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,6 +90,7 @@ def train_batches(
     records: np.ndarray | None = None,
     stream: int = 0,
     start_step: int = 0,
+    cache: bool = False,
     input_context: Any = None,
 ) -> tf.data.Dataset:
     """Endless shuffled, augmented batches.
@@ -89,12 +104,13 @@ def train_batches(
       seed: the run's seed.
       batch_size: global batch size.
       crop_size: (height, width).
-      scales: scale factors to choose from; see `preprocessing.augment`.
+      scales: scale factors to choose from; see `preprocessing.crop_positions`.
       random_crop: whether to crop anywhere, not in the middle.
       flip: whether to mirror at random.
       records: int64 [n], numbers of the records to use; None for all.
       stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
       start_step: the global step whose batch comes first.
+      cache: whether to decode all images once and keep them in memory, 4 bytes a pixel.
       input_context: the tf.distribute.InputContext that `distribute_datasets_from_function` gives;
         then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of each
         global batch.
@@ -106,7 +122,7 @@ def train_batches(
     Raises:
       UsageError: the batch is larger than the number of records.
     """
-    chosen, read = _reader(description, split)
+    chosen, read = record_reader(description, split)
     if records is not None:
         chosen = np.asarray(records, np.int64)
     steps = steps_per_epoch(len(chosen), batch_size)
@@ -119,6 +135,7 @@ def train_batches(
     pipeline = input_context.input_pipeline_id if input_context else 0
     replicas = input_context.num_replicas_in_sync if input_context else 1
     local_batch = batch_size // pipelines
+    read_crop = _in_memory(description, split, chosen) if cache else _from_files(description, read)
     chosen_tensor = tf.constant(chosen)
 
     def stream_number(i: tf.Tensor) -> tf.Tensor:
@@ -126,21 +143,24 @@ def train_batches(
         return i // local_batch * batch_size + pipeline * local_batch + i % local_batch
 
     def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        epoch, place = number // (steps * batch_size), number % (steps * batch_size)
-        order_seed = example_seed(seed, stream, epoch)
-        record = tf.random.experimental.index_shuffle(place, order_seed, len(chosen) - 1)
-        image, label, _ = read(chosen_tensor[record])
-        image, label = preprocessing.augment(
-            image,
-            label,
-            example_seed(seed, stream, number),
-            crop_size=crop_size,
-            scales=scales,
-            random_crop=random_crop,
-            flip=flip,
-            ignore_label=description.ignore_label,
-        )
-        return {"image": image, "label": label, "number": number}
+        record = shuffled(number, len(chosen), steps * batch_size, seed, stream)
+
+        def positions(size: tf.Tensor) -> tuple[preprocessing.Positions, preprocessing.Positions]:
+            return preprocessing.crop_positions(
+                tf.cast(size, tf.int64),
+                example_seed(seed, stream, number),
+                crop_size=crop_size,
+                scales=scales,
+                random_crop=random_crop,
+                flip=flip,
+            )
+
+        image, label = read_crop(chosen_tensor[record], positions)
+        return {
+            "image": tf.ensure_shape(image, [*crop_size, 3]),
+            "label": tf.ensure_shape(label, crop_size),
+            "number": number,
+        }
 
     dataset = tf.data.Dataset.range(start_step * local_batch, _INT64_MAX)
     dataset = dataset.map(stream_number).map(
@@ -227,8 +247,17 @@ def decode_label(encoded: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_png(encoded, channels=1)[..., 0]
 
 
-def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
-    """All record numbers of a split, and a function record number -> (image, label, filename)."""
+def label_or_void(encoded: tf.Tensor, size: tf.Tensor, ignore_label: int) -> tf.Tensor:
+    """As `decode_label`; without a file (an empty string) void of that size (height, width)."""
+    return tf.cond(
+        tf.equal(encoded, ""),
+        lambda: tf.fill(size, tf.constant(ignore_label, tf.uint8)),
+        lambda: decode_label(encoded),
+    )
+
+
+def record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+    """All record numbers of a split, and a function record number -> parse_example's answer."""
     described = description.split(split)
     file_numbers, offsets = index_records(described.files)
     if len(offsets) != described.num_examples:
@@ -238,28 +267,127 @@ def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
         )
     files, file_of, offset_of = map(tf.constant, (described.files, file_numbers, offsets))
 
-    def read(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        parsed = parse_example(read_record(files[file_of[record]], offset_of[record]))
-        image, label = decode_image(parsed["image"]), decode_label(parsed["label"])
-        with tf.control_dependencies(_check(image, label, parsed["filename"], description)):
-            return tf.identity(image), tf.identity(label), parsed["filename"]
+    def read(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        return parse_example(read_record(files[file_of[record]], offset_of[record]))
 
     return np.arange(len(offsets), dtype=np.int64), read
 
 
+def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+    """All record numbers of a split, and a function record number -> (image, label, filename)."""
+    numbers, read = record_reader(description, split)
+
+    def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        parsed = read(record)
+        image = decode_image(parsed["image"])
+        label = label_or_void(parsed["label"], tf.shape(image)[:2], description.ignore_label)
+        size = tf.shape(image)[:2]
+        with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
+            return tf.identity(image), tf.identity(label), parsed["filename"]
+
+    return numbers, decode
+
+
+# A function from an image's (height, width) to the rows and columns that its crop shows.
+_PositionsOf = Callable[[tf.Tensor], tuple[preprocessing.Positions, preprocessing.Positions]]
+# From a record number and that function to the crop: image float32, label int32.
+_ReadCrop = Callable[[tf.Tensor, _PositionsOf], tuple[tf.Tensor, tf.Tensor]]
+
+
+def _from_files(description: Description, read: Any) -> _ReadCrop:
+    """Decodes what a crop needs: of a JPEG its window, of other files all."""
+
+    def read_crop(record: tf.Tensor, positions: _PositionsOf) -> tuple[tf.Tensor, tf.Tensor]:
+        parsed = read(record)
+        encoded = parsed["image"]
+
+        def jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            size = tf.io.extract_jpeg_shape(encoded)[:2]
+            rows, columns = positions(size)
+            begin = tf.stack([tf.reduce_min(axis.lower) for axis in (rows, columns)])
+            end = tf.stack([tf.reduce_max(axis.upper) for axis in (rows, columns)]) + 1
+            # Colours may be stored for every second pixel, and come from both sides.
+            margin = tf.constant([2, 2])
+            begin = tf.maximum(tf.cast(begin, tf.int32) - margin, 0)
+            end = tf.minimum(tf.cast(end, tf.int32) + margin, size)
+            window = tf.concat([begin, end - begin], 0)
+            return tf.io.decode_and_crop_jpeg(encoded, window, channels=3), size, begin
+
+        def other() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            image = decode_image(encoded)
+            return image, tf.shape(image)[:2], tf.zeros([2], tf.int32)
+
+        is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 2), b"\xff\xd8")
+        window, size, begin = tf.cond(is_jpeg, jpeg, other)
+        label = label_or_void(parsed["label"], size, description.ignore_label)
+        with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
+            rows, columns = positions(tf.identity(size))
+        shifted = (
+            axis._replace(lower=axis.lower - start, upper=axis.upper - start)
+            for axis, start in zip(
+                (rows, columns), tf.unstack(tf.cast(begin, tf.int64)), strict=True
+            )
+        )
+        return (
+            preprocessing.sample_image(window, *shifted),
+            preprocessing.sample_label(label, rows, columns, description.ignore_label),
+        )
+
+    return read_crop
+
+
+def _in_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
+    """Decodes the records now, with progress, and samples crops from memory."""
+    _, read = _reader(description, split)
+    dataset = tf.data.Dataset.from_tensor_slices(records)
+    dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    images, labels = [], []
+    with Progress("cache", len(records)) as progress:
+        try:
+            for image, label, _ in dataset:
+                images.append(image.numpy())
+                labels.append(label.numpy())
+                progress.advance()
+        except tf.errors.OpError as error:
+            raise data_error(error, description) from None
+    sizes = np.array([label.shape for label in labels], np.int64)
+    starts = np.concatenate([[0], np.cumsum(sizes.prod(1))])
+    place_of = np.zeros(records.max() + 1, np.int64)
+    place_of[records] = np.arange(len(records))
+    # One array for all: images differ in size.
+    pixels = tf.constant(np.concatenate([image.reshape(-1, 3) for image in images]))
+    classes = tf.constant(np.concatenate([label.ravel() for label in labels]))
+
+    def read_crop(record: tf.Tensor, positions: _PositionsOf) -> tuple[tf.Tensor, tf.Tensor]:
+        place = tf.constant(place_of)[record]
+        size, start = tf.constant(sizes)[place], tf.constant(starts)[place]
+        count = tf.reduce_prod(size)
+        image = tf.reshape(pixels[start : start + count], tf.concat([size, [3]], 0))
+        label = tf.reshape(classes[start : start + count], size)
+        rows, columns = positions(size)
+        return (
+            preprocessing.sample_image(image, rows, columns),
+            preprocessing.sample_label(label, rows, columns, description.ignore_label),
+        )
+
+    return read_crop
+
+
 def _check(
-    image: tf.Tensor, label: tf.Tensor, filename: tf.Tensor, description: Description
+    size: tf.Tensor, label: tf.Tensor, filename: tf.Tensor, description: Description
 ) -> list[tf.Operation]:
-    """Asserts that the label map fits its image and that each value is a class or void."""
+    """Asserts that the label map has its image's size and that each value is a class or void."""
     classes, void = description.num_classes, description.ignore_label
-    bad = (label >= classes) & (label != void)
-    worst = tf.strings.as_string(tf.reduce_max(tf.where(bad, label, tf.zeros_like(label))))
+    # The usual void, 255, becomes 0 and all others one more, in one pass over the label map.
+    shifted = label + 1 if void == 255 else tf.where(label == void, tf.zeros_like(label), label + 1)
+    highest = tf.cast(tf.reduce_max(shifted), tf.int32) - 1
+    worst = tf.strings.as_string(highest)
     wrong_size = tf.strings.join([filename, ": the label map has another size than the image"])
     wrong_label = tf.strings.join(
         [filename, ": label ", worst, f" is neither 0..{classes - 1} nor {void} (void)"]
     )
-    fits = tf.reduce_all(tf.shape(image)[:2] == tf.shape(label))
+    fits = tf.reduce_all(size == tf.shape(label))
     return [
         tf.debugging.Assert(fits, [wrong_size]),
-        tf.debugging.Assert(tf.logical_not(tf.reduce_any(bad)), [wrong_label]),
+        tf.debugging.Assert(highest < classes, [wrong_label]),
     ]

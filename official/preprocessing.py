@@ -17,6 +17,7 @@ import tensorflow as tf
 from official.resizing import pad_to_network_size
 
 PAD_VALUE = 127.5  # the centre of the pixels' range: 0 after `network_input`
+RANDOM_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # the recipe of DeepLabv3+
 
 
 def network_input(images: tf.Tensor) -> tf.Tensor:
@@ -80,19 +81,25 @@ def source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> P
 
 def sample_image(image: tf.Tensor, rows: Positions, columns: Positions) -> tf.Tensor:
     """Bilinear values of `image` (uint8 [H, W, 3]) at rows x columns: float32 [h, w, 3], 0..255."""
-    # Rows first: they are contiguous, and afterwards only the crop's rows remain.
     first, last = tf.reduce_min(columns.lower), tf.reduce_max(columns.upper)
     image = image[:, first : last + 1]
     columns = columns._replace(lower=columns.lower - first, upper=columns.upper - first)
-    fraction = rows.fraction[:, tf.newaxis, tf.newaxis]
-    above = tf.cast(tf.gather(image, rows.lower), tf.float32)
-    below = tf.cast(tf.gather(image, rows.upper), tf.float32)
-    image = above + (below - above) * fraction
+    # Rows first: they are contiguous, and afterwards only the crop's rows remain. As products of
+    # [1, 2] and [2, bytes of a row], because sums and products of whole maps cost three times that.
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    neighbours = tf.gather(tf.reshape(image, [height, -1]), tf.stack([rows.lower, rows.upper], 1))
+    weights = tf.stack([1.0 - rows.fraction, rows.fraction], 1)[:, tf.newaxis]
+    image = tf.reshape(weights @ tf.cast(neighbours, tf.float32), [-1, width, 3])
     fraction = columns.fraction[:, tf.newaxis]
     left = tf.gather(image, columns.lower, axis=1)
     right = tf.gather(image, columns.upper, axis=1)
     image = left + (right - left) * fraction
-    return tf.where(_inside(rows, columns)[..., tf.newaxis], image, PAD_VALUE)
+    inside = _inside(rows, columns)
+    return tf.cond(
+        tf.reduce_all(inside),
+        lambda: image,
+        lambda: tf.where(inside[..., tf.newaxis], image, PAD_VALUE),
+    )
 
 
 def sample_label(
@@ -114,31 +121,61 @@ def augment(
     flip: bool,
     ignore_label: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales, pads, crops and flips an image and its label alike.
-
-    One of `scales` is chosen uniformly (DeepLab's training: 0.5, 0.75, ..., 2.0). A scaled image
-    smaller than the crop is padded at the bottom and right, image with 127.5 and label with
-    `ignore_label`. The crop's place and, with probability 1/2, the flip follow.
+    """Scales, pads, crops and flips an image and its label alike: `crop_positions`, then samples.
 
     Args:
       image: uint8 [H, W, 3].
       label: uint8 [H, W].
+      seed, crop_size, scales, random_crop, flip: as those of `crop_positions`.
+      ignore_label: label of padding.
+
+    Returns:
+      Image float32 [height, width, 3], values 0..255, and label int32 [height, width].
+    """
+    rows, columns = crop_positions(
+        tf.shape(image, tf.int64)[:2],
+        seed,
+        crop_size=crop_size,
+        scales=scales,
+        random_crop=random_crop,
+        flip=flip,
+    )
+    height, width = crop_size
+    return (
+        tf.ensure_shape(sample_image(image, rows, columns), [height, width, 3]),
+        tf.ensure_shape(sample_label(label, rows, columns, ignore_label), [height, width]),
+    )
+
+
+def crop_positions(
+    size: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    crop_size: tuple[int, int],
+    scales: Sequence[float],
+    random_crop: bool,
+    flip: bool,
+) -> tuple[Positions, Positions]:
+    """Which rows and columns of the source a crop shows; no pixel is needed for that.
+
+    One of `scales` is chosen uniformly (DeepLab's training: 0.5, 0.75, ..., 2.0). A scaled image
+    smaller than the crop is padded at the bottom and right, image with 127.5 and label with void.
+    The crop's place and, with probability 1/2, the flip follow.
+
+    Args:
+      size: int64 [2], the source's height and width.
       seed: int32 or int64 [2]; equal seeds give equal results.
       crop_size: (height, width) of the result.
       scales: scale factors > 0; (1.0,) leaves sizes alone.
       random_crop: False takes the middle of the scaled image (the pixel above or left of it, if the
         rest is odd).
       flip: whether to mirror left and right at random.
-      ignore_label: label of padding.
-
-    Returns:
-      Image float32 [height, width, 3], values 0..255, and label int32 [height, width].
     """
     draws = tf.random.stateless_uniform([4], seed)
     scale = tf.gather(tf.constant(scales, tf.float32), tf.cast(draws[0] * len(scales), tf.int32))
     axes = []
     for axis, crop in enumerate(crop_size):
-        side = tf.shape(image, tf.int64)[axis]
+        side = size[axis]
         scaled = scaled_side(side, scale)
         rest = tf.maximum(scaled - crop, 0)
         start = rest // 2
@@ -149,11 +186,7 @@ def augment(
             places = tf.where(draws[3] < 0.5, places[::-1], places)
         axes.append(source_positions(side, scaled, places))
     rows, columns = axes
-    height, width = crop_size
-    return (
-        tf.ensure_shape(sample_image(image, rows, columns), [height, width, 3]),
-        tf.ensure_shape(sample_label(label, rows, columns, ignore_label), [height, width]),
-    )
+    return rows, columns
 
 
 def _inside(rows: Positions, columns: Positions) -> tf.Tensor:

@@ -11,11 +11,16 @@ TensorFlow Model Garden read:
     image/segmentation/class/encoded  bytes of a PNG of one 8-bit channel: 0..num_classes-1,
                                       or the ignore label
     image/segmentation/class/format   bytes, "png"
+
+Directories of shards that DeepLab's own scripts wrote are read too (deeplab_shards.py). They carry
+no description, their filenames may have suffixes, and images without labels may lack the label map.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import re
 import struct
@@ -26,7 +31,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from official.errors import RunError
+from official import datasets, deeplab_shards
+from official.errors import RunError, UsageError
+from official.progress import Progress
 
 IGNORE_LABEL = 255
 METADATA_FORMAT = 1
@@ -34,13 +41,14 @@ METADATA_FORMAT = 1
 _KEYS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
     "image/filename": tf.io.FixedLenFeature([], tf.string),
-    "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, default_value=""),
 }
 
 # A record in a file: length (uint64, little endian), CRC of the length (4 bytes), data, CRC of the
 # data (4 bytes).
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
+_DATA_OFFSET = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +134,28 @@ def metadata(
     }
 
 
-def read_description(data_dir: str) -> Description:
+def read_description(
+    data_dir: str, num_classes: int | None = None, ignore_label: int | None = None
+) -> Description:
     """Reads the description of a directory that tfrecords_tools.convert wrote.
 
+    If DeepLab's own scripts wrote it, finds out what can be found out.
+
+    Args:
+      data_dir: the directory.
+      num_classes: number of classes of data without description; not looked at if there is one.
+      ignore_label: void label of data without description, None for 255; not looked at if there is
+        one.
+
     Raises:
-      RunError: the directory is no such dataset, or one of its shards is missing.
+      UsageError: data without description and without num_classes, or impossible numbers.
+      RunError: the directory is no such dataset, or one of its shards is missing or damaged.
     """
     remedy = "--data_dir takes the --output_dir that tfrecords_tools.convert was given"
     if not os.path.isfile(os.path.join(data_dir, "dataset_info.json")):
+        shards = deeplab_shards.find_shards(data_dir)
+        if shards:
+            return _describe_shards(data_dir, shards, num_classes, ignore_label)
         raise RunError(f"{data_dir} holds no dataset (no dataset_info.json in it): {remedy}")
     try:
         info = tfds.builder_from_directory(data_dir).info
@@ -166,6 +188,77 @@ def read_description(data_dir: str) -> Description:
     return description
 
 
+def _describe_shards(
+    data_dir: str,
+    shards: dict[str, tuple[str, ...]],
+    num_classes: int | None,
+    ignore_label: int | None,
+) -> Description:
+    if num_classes is None:
+        raise UsageError(
+            f"--data_dir={data_dir} holds shards without a description (dataset_info.json), as "
+            "DeepLab's scripts write them: give --num_classes, and --ignore_label if void is not "
+            f"{IGNORE_LABEL}"
+        )
+    ignore_label = IGNORE_LABEL if ignore_label is None else ignore_label
+    if not 2 <= num_classes <= 256:
+        raise UsageError(f"--num_classes={num_classes} must be 2 to 256: labels have 8 bits")
+    if not 0 <= ignore_label <= 255:
+        raise UsageError(f"--ignore_label={ignore_label} must be 0 to 255: labels have 8 bits")
+    class_names, palette = _class_names(num_classes)
+    return Description(
+        # Not the directory's name: a run must know its data again when the directory is moved.
+        name="deeplab_shards",
+        data_dir=data_dir,
+        class_names=class_names,
+        palette=palette,
+        ignore_label=ignore_label,
+        splits={split: _measure(split, files) for split, files in shards.items()},
+        options={},
+    )
+
+
+def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
+    """Names and colours of the dataset of so many classes for which DeepLab has a script."""
+    known = (
+        (datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),
+        (datasets.VOC_NAMES, datasets.VOC_PALETTE),
+        (datasets.ADE20K_NAMES, datasets.ADE20K_PALETTE),
+        # DeepLab's script keeps ADE20K's numbers, of which 0 is void: --ignore_label=0.
+        (("void", *datasets.ADE20K_NAMES), ((0, 0, 0), *datasets.ADE20K_PALETTE)),
+    )
+    for names, palette in known:
+        if len(names) == num_classes:
+            return names, palette
+    names = tuple(f"class {number}" for number in range(num_classes))
+    return names, datasets.voc_palette(num_classes)
+
+
+def _measure(split: str, files: tuple[str, ...]) -> Split:
+    """Counts the records and the sizes of their images, which are not read."""
+    numbers, offsets = index_records(files)
+    sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+    with Progress(f"sizes of {split}", len(offsets)) as progress:
+        for number in np.unique(numbers):
+            with (
+                open(files[number], "rb") as stream,
+                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                for offset in offsets[numbers == number].tolist():
+                    start = offset + _DATA_OFFSET
+                    end = start + _LENGTH.unpack_from(data, offset)[0]
+                    try:
+                        sizes[deeplab_shards.image_size(data, start, end)] += 1
+                    except ValueError as error:
+                        raise RunError(
+                            f"{files[number]}: the record at byte {offset} cannot be used: {error}"
+                        ) from error
+                    progress.advance()
+    if not sizes:
+        raise RunError(f"{files[0]}: split {split!r} has no record")
+    return Split(len(offsets), files, tuple(sorted((*size, n) for size, n in sizes.items())))
+
+
 def explain(error: tf.errors.OpError) -> str:
     """What a TensorFlow error says in one line, without the names of its operations."""
     about_the_graph = ("Graph execution error", "Detected at node", "File ", "<stack traces")
@@ -182,13 +275,16 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
       serialized: scalar string, one serialised tf.Example.
 
     Returns:
-      "image", "label": scalar strings, the encoded files; "filename": scalar string.
+      "image", "label": scalar strings, the encoded files, "label" empty if there is none;
+      "filename": scalar string, without the suffix and the path's beginning (/, ./, ../) that the
+      records of DeepLab's scripts may have.
     """
     parsed = tf.io.parse_single_example(serialized, _KEYS)
+    filename = tf.strings.regex_replace(parsed["image/filename"], r"^(\.{0,2}/)+", "")
     return {
         "image": parsed["image/encoded"],
         "label": parsed["image/segmentation/class/encoded"],
-        "filename": parsed["image/filename"],
+        "filename": tf.strings.regex_replace(filename, r"(?i)\.(png|jpe?g)$", ""),
     }
 
 

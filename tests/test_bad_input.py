@@ -300,7 +300,7 @@ def test_an_init_checkpoint_that_does_not_fit(root, tmp_path):
         *(FAILED, *common, f"--init_checkpoint={root / 'run'}", "--genotype=conv_deconv"),
         saying=[
             f"--init_checkpoint={root / 'run'}",
-            "another genotype: path (0, 1), not (0, 1, 1, 2",
+            "another genotype: its path is [0, 1], not [0, 1, 1, 2",
         ],
     )
     tf1 = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt"))

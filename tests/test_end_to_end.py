@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab import genotype
+from official.records import read_description
 from tests.command import CONFIGS, TINY_NETWORK, TINY_SEARCH, train_here, train_there
 from tfrecords_tools.check import check
 from tfrecords_tools.convert import convert
@@ -27,7 +28,7 @@ def road(tmp_path_factory):
     write_dataset(str(root / "scenes"), num_train=9, num_val=2, size=SIZE)
     convert("cityscapes", str(root / "scenes"), str(root / "data"))
     convert("cityscapes", str(root / "scenes"), str(root / "half"), 0.5)
-    check(str(root / "half"))
+    check(read_description(str(root / "half")))
     return root
 
 

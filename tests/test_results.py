@@ -202,6 +202,10 @@ def test_pictures_go_before_data(voc, tmp_path):
             *(2, ("--data_dir={half}", "--submission=cityscapes")),
             ["--submission=cityscapes", "--data_dir={half}", "--resize_factor=0.5"],
         ),
+        (
+            *(2, ("--data_dir={small}", "--submission=cityscapes")),
+            ["--submission=cityscapes", "--data_dir={small}", "--max_side=50"],
+        ),
         (1, ("--data_dir={data}", "--eval_split=tset"), ["no split 'tset'", "test, train, val"]),
         (
             *(1, ("--input={other}", "--submission=cityscapes")),
@@ -211,9 +215,12 @@ def test_pictures_go_before_data(voc, tmp_path):
 )
 def test_what_predict_refuses(voc, tmp_path, code, arguments, saying):
     places = {"source": voc / "source" / "leftImg8bit" / "test", "half": tmp_path / "half"}
+    places["small"] = tmp_path / "small"
     places |= {"data": voc / "data", "voc": voc / "voc", "other": tmp_path / "photos"}
     if "--data_dir={half}" in arguments:
         convert("cityscapes", str(voc / "source"), str(places["half"]), 0.5)
+    if "--data_dir={small}" in arguments:
+        convert("cityscapes", str(voc / "source"), str(places["small"]), max_side=50)
     places["other"].mkdir()
     Image.new("RGB", (40, 40)).save(places["other"] / "photo.png")
     out = tmp_path / "out"

@@ -1,66 +1,36 @@
 """Looks through every record of a dataset.
 
-    python -m tfrecords_tools.check --data_dir=DIR
+    python -m tfrecords_tools.check --data_dir=DIR [--figure=classes.png]
 
-Prints, per split, the image sizes and how often every class occurs, and one line per error. Exit
-code 1 if there is any error.
+Prints, per split, the image sizes and how often every class occurs, then images that are there more
+than once, and one line per error; draws the shares of the classes. Exit code 1 if there is any
+error.
+
+An image is the same as another if their decoded pixels are (their SHA-256): whatever they are
+called, and however they are compressed. It is an error if a split to train on holds an image of a
+split to evaluate on: one whose name begins with val, test, dev or eval. Where a name says that it
+is meant to be so (trainval and val), it is not.
 """
 
-import collections
-import dataclasses
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
 
 if __name__ == "__main__":
     from official.quiet import import_tensorflow
 
     import_tensorflow()
 
-import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from official.errors import RunError, run_app
-from official.input_pipeline import decode_image, decode_label
-from official.progress import Progress
-from official.records import Description, Split, explain, parse_example, read_description
+from official.files import make_directory
+from official.records import Description
+from tfrecords_tools import class_chart, data_flags
+from tfrecords_tools.findings import Findings, read_split
 
-
-@dataclasses.dataclass
-class Findings:
-    """What was found in one split.
-
-    Attributes:
-      records: number of records read.
-      pixels: int64 [256], number of pixels per label value.
-      images: int64 [256], number of images in which the label value occurs.
-      sizes: number of images per (height, width).
-      errors: one line per error.
-    """
-
-    records: int = 0
-    pixels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
-    images: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(256, np.int64))
-    sizes: collections.Counter[tuple[int, int]] = dataclasses.field(
-        default_factory=collections.Counter
-    )
-    errors: list[str] = dataclasses.field(default_factory=list)
-
-
-def check_split(name: str, split: Split, description: Description) -> Findings:
-    """Reads and decodes every record of a split as training does."""
-    findings = Findings()
-    with Progress(f"check {name}", split.num_examples) as progress:
-        for serialized in _records(split, findings):
-            _check_record(serialized, findings, description)
-            progress.advance()
-    if findings.records != split.num_examples:
-        findings.errors.append(
-            f"{name}: {findings.records} records, but the description says {split.num_examples}"
-        )
-    described = {(height, width): count for height, width, count in split.sizes}
-    if not findings.errors and described != findings.sizes:
-        findings.errors.append(f"{name}: the image sizes are not those of the description")
-    return findings
+EVALUATED = ("val", "test", "dev", "eval")
 
 
 def report(name: str, findings: Findings, description: Description) -> str:
@@ -74,88 +44,117 @@ def report(name: str, findings: Findings, description: Description) -> str:
         f"{name}: {findings.records} records, sizes {shown or 'none'}{more}",
         f"   id  {'class':<{column}}  {'pixels':>15}    share   images",
     ]
-    valid = findings.pixels[: len(names)].sum()
-    rows = [(i, class_name, valid) for i, class_name in enumerate(names)]
-    for i, class_name, whole in [*rows, (void, "void", findings.pixels.sum())]:
+    shares, every = findings.shares(description), max(findings.pixels.sum(), 1)
+    rows = [(i, class_name, shares[i]) for i, class_name in enumerate(names) if i != void]
+    for i, class_name, share in [*rows, (void, "void", findings.pixels[void] / every)]:
         pixels, images = findings.pixels[i], findings.images[i]
-        share = pixels / max(whole, 1)
         lines.append(
             f"  {i:>3}  {class_name:<{column}}  {pixels:>15,}  {share:>7.2%}  {images:>7,}"
         )
     lines.append("  (a class' share is of the valid pixels, void's of all pixels)")
-    never = [class_name for i, class_name in enumerate(names) if not findings.pixels[i]]
-    if never:
+    never = [class_name for i, class_name, share in rows if not share]
+    if len(never) == len(rows):
+        lines.append("  every pixel is void")
+    elif never:
         lines.append(f"  never seen: {', '.join(never)}")
     return "\n".join(lines)
 
 
-def check(data_dir: str) -> None:
-    """Checks every split of `data_dir` and prints what was found.
+def repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
+    """Images that occur more than once, in one split or in two.
+
+    Returns:
+      Lines that tell of what may be intended, and lines that tell of errors.
+    """
+    notes, errors = [], []
+    for name, findings in splits.items():
+        twice = [names for names in findings.contents.values() if len(names) > 1]
+        if twice:
+            notes.append(_listed(f"{name} holds {len(twice)} image(s) more than once", twice))
+    for pair in itertools.combinations(splits, 2):
+        # The split to train on comes first, as it is named first in what is said.
+        one, other = sorted(pair, key=_is_evaluated)
+        ours, theirs = splits[one].contents, splits[other].contents
+        shared = [[ours[content][0], theirs[content][0]] for content in ours if content in theirs]
+        line = _listed(f"{one} and {other} share {len(shared)} image(s)", shared)
+        if not shared:
+            continue
+        if _is_evaluated(one) == _is_evaluated(other) or other in one:
+            notes.append(line)
+        else:
+            errors.append(line)
+    return notes, errors
+
+
+def check(description: Description, figure: str = "") -> None:
+    """Checks every split of a dataset and prints what was found.
+
+    Args:
+      description: of the dataset.
+      figure: the PNG file for the shares of the classes; empty for none.
 
     Raises:
       RunError: something is wrong; every error has been printed.
     """
-    description = read_description(data_dir)
+    if figure:
+        _check_writable(figure)  # reading a large dataset takes long
     print(
         f"{description.name}: {description.num_classes} classes, void {description.ignore_label}, "
         f"options {description.options}, fingerprint {description.fingerprint()}"
     )
+    splits = {}
     errors = 0
     for name, split in description.splits.items():
-        findings = check_split(name, split, description)
+        findings = splits[name] = read_split(name, split, description)
+        described = {(height, width): count for height, width, count in split.sizes}
+        if not findings.errors and described != findings.sizes:
+            findings.errors.append(f"{name}: the image sizes are not those of the description")
         print(report(name, findings, description))
         for error in findings.errors:
             print(f"  ERROR {error}")
         errors += len(findings.errors)
-    if errors:
-        raise RunError(f"{data_dir}: {errors} error(s), listed above")
+    notes, wrong = repeated(splits)
+    for line in (*(f"note: {note}" for note in notes), *(f"ERROR {error}" for error in wrong)):
+        print(line)
+    if figure:
+        class_chart.draw(figure, splits, description)
+        print(f"wrote {figure}")
+    if errors + len(wrong):
+        raise RunError(f"{description.data_dir}: {errors + len(wrong)} error(s), listed above")
     print("no errors")
 
 
 def main() -> None:
-    """Reads the flag and checks."""
-    check(flags.FLAGS.data_dir)
+    """Reads the flags and checks."""
+    values = flags.FLAGS
+    figure = values.figure
+    if figure is None:
+        figure = f"{Path(values.data_dir).resolve().name}_classes.png"
+    check(data_flags.read(values), figure)
 
 
-def _check_record(serialized: tf.Tensor, findings: Findings, description: Description) -> None:
-    classes, void = description.num_classes, description.ignore_label
-    findings.records += 1
-    filename = f"record {findings.records}"
-    try:
-        example = parse_example(serialized)
-        filename = example["filename"].numpy().decode()
-        image = decode_image(example["image"])
-        label = decode_label(example["label"]).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        findings.errors.append(f"{filename}: cannot be decoded: {explain(error)}")
-        return
-    height, width = image.shape[:2]
-    findings.sizes[height, width] += 1
-    if label.shape != (height, width):
-        findings.errors.append(
-            f"{filename}: the image is {height} x {width}, but its label map is "
-            f"{label.shape[0]} x {label.shape[1]}"
-        )
-    counts = np.bincount(label.ravel(), minlength=256)
-    findings.pixels += counts
-    findings.images += counts > 0
-    wrong = [v for v in np.flatnonzero(counts).tolist() if v >= classes and v != void]
-    if wrong:
-        values = ", ".join(map(str, wrong))
-        findings.errors.append(f"{filename}: label {values} is neither 0..{classes - 1} nor {void}")
+def _is_evaluated(split: str) -> bool:
+    return split.startswith(EVALUATED)
 
 
-def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
-    # One damaged file does not hide what the others hold.
-    for file in split.files:
-        try:
-            yield from tf.data.TFRecordDataset(file)
-        except tf.errors.DataLossError as error:
-            findings.errors.append(f"{file}: {explain(error)}")
+def _listed(text: str, groups: list[list[str]]) -> str:
+    shown = ", ".join(" = ".join(names) for names in groups[:3])
+    more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
+    return f"{text}: {shown}{more}"
+
+
+def _check_writable(figure: str) -> None:
+    directory = make_directory(Path(figure).parent)
+    if not os.access(directory, os.W_OK):
+        raise RunError(f"cannot write into {directory}: say with --figure where the picture goes")
 
 
 if __name__ == "__main__":
+    data_flags.define()
     flags.DEFINE_string(
-        "data_dir", None, "the --output_dir that tfrecords_tools.convert was given", required=True
+        "figure",
+        None,
+        "the PNG file for the shares of the classes; empty for none. Default: DIR_classes.png, "
+        "named after the data's directory, where the command runs",
     )
     run_app(main)

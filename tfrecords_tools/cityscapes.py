@@ -1,10 +1,14 @@
-"""Cityscapes, fine annotations (and anything laid out like it).
+"""Cityscapes, fine and coarse annotations (and anything laid out like it).
 
-    leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png
-    gtFine/<split>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png
+    leftImg8bit/<folder>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png
+    gtFine/<folder>/<city>/<city>_<sequence>_<frame>_gtFine_labelIds.png
+    gtCoarse/<folder>/<city>/<city>_<sequence>_<frame>_gtCoarse_labelIds.png
+
+The fine splits are the folders train, val and test. The coarse splits are the folders train and val
+again, called train_coarse and val_coarse, and train_extra, whose images have no fine annotations.
 
 Label ids 0..33 become train ids 0..18; everything that is not evaluated becomes 255. The dataset's
-makers withhold the labels of the test split: those files hold void only.
+makers withhold the labels of the test split: those files hold void only, and may be missing.
 """
 
 from pathlib import Path
@@ -14,10 +18,25 @@ import numpy as np
 from official import datasets
 from official.errors import RunError
 from official.records import IGNORE_LABEL
-from tfrecords_tools.source import Pair, Source, match, read_index_png
+from tfrecords_tools.source import Pair, Source, make_pair, match, read_index_png
 
-PUBLISHED = {"train": 2975, "val": 500, "test": 1525}
-_IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+PUBLISHED = {
+    "train": 2975,
+    "val": 500,
+    "test": 1525,
+    "train_coarse": 2975,
+    "val_coarse": 500,
+    "train_extra": 19998,
+}
+# Split -> directory of the annotations, folder in it and in leftImg8bit.
+_FOLDERS = {
+    "train": ("gtFine", "train"),
+    "val": ("gtFine", "val"),
+    "test": ("gtFine", "test"),
+    "train_coarse": ("gtCoarse", "train"),
+    "val_coarse": ("gtCoarse", "val"),
+    "train_extra": ("gtCoarse", "train_extra"),
+}
 
 
 def train_ids() -> np.ndarray:
@@ -30,35 +49,40 @@ def train_ids() -> np.ndarray:
 def open_source(source_dir: Path) -> Source:
     """Finds the dataset in a directory.
 
+    A split without any images, or without any labels, is skipped with a line; only test needs no
+    labels. Who has nothing of the coarse annotations reads nothing of them.
+
     Raises:
-      RunError: there is no image of any split, or an image or label without the other.
+      RunError: there is no split, or an image or label without the other.
     """
+    coarse = any((source_dir / path).is_dir() for path in ("gtCoarse", "leftImg8bit/train_extra"))
     splits = {}
-    for split in PUBLISHED:
-        images, labels = (
-            {
-                f"{path.parent.name}/{path.name.removesuffix(suffix)}": path
-                for path in (source_dir / folder / split).glob(f"*/*{suffix}")
-            }
-            for folder, suffix in (("leftImg8bit", _IMAGE), ("gtFine", _LABEL))
-        )
-        if images or labels:
-            splits[split] = match(images, labels, source_dir, f"gtFine/{split}/*/*{_LABEL}")
+    for split, (annotations, folder) in _FOLDERS.items():
+        if annotations == "gtCoarse" and not coarse:
+            continue
+        image_pattern = f"leftImg8bit/{folder}/*/*_leftImg8bit.png"
+        label_pattern = f"{annotations}/{folder}/*/*_{annotations}_labelIds.png"
+        images, labels = (_find(source_dir, pattern) for pattern in (image_pattern, label_pattern))
+        if images and labels:
+            splits[split] = match(images, labels, source_dir, label_pattern)
+        elif images and split == "test":
+            splits[split] = [make_pair(images[key], None, source_dir) for key in sorted(images)]
         else:
-            print(f"{split}: skipped, no leftImg8bit/{split}/*/*{_IMAGE}")
+            print(f"{split}: skipped, no {label_pattern if images else image_pattern}")
     if not splits:
         raise RunError(
-            f"no image matches leftImg8bit/{{{','.join(PUBLISHED)}}}/*/*{_IMAGE} in {source_dir}: "
-            "--source_dir is the directory that holds leftImg8bit and gtFine"
+            f"{source_dir} holds no split of Cityscapes: --source_dir is the directory that holds "
+            "leftImg8bit and gtFine or gtCoarse"
         )
     return Source(
         datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE, splits, read_label, PUBLISHED
     )
 
 
-def read_label(pair: Pair) -> np.ndarray:
-    """Reads label ids and maps them to train ids: uint8 [H, W]."""
-    assert pair.label is not None
+def read_label(pair: Pair) -> np.ndarray | None:
+    """Reads label ids and maps them to train ids: uint8 [H, W]; None if there is no label file."""
+    if pair.label is None:
+        return None
     label_ids, table = read_index_png(pair.label), train_ids()
     if label_ids.max() >= len(table):
         raise RunError(
@@ -66,3 +90,12 @@ def read_label(pair: Pair) -> np.ndarray:
             f"(0..{len(table) - 1})"
         )
     return table[label_ids]
+
+
+def _find(source_dir: Path, pattern: str) -> dict[str, Path]:
+    # Image and label are named alike up to what the pattern's last * is followed by.
+    ending = pattern.rpartition("*")[2]
+    return {
+        f"{path.parent.name}/{path.name.removesuffix(ending)}": path
+        for path in source_dir.glob(pattern)
+    }

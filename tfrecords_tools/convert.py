@@ -8,14 +8,20 @@ takes.
 
 import collections
 import contextlib
+import dataclasses
+import errno
+import fcntl
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import IO, Any, NoReturn
 
 if __name__ == "__main__":
     from official.quiet import import_tensorflow
@@ -27,65 +33,134 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
+from tqdm import tqdm
 
 from official.errors import RunError, UsageError, run_app
 from official.progress import Progress
 from official.records import IGNORE_LABEL, explain, metadata
-from tfrecords_tools import cityscapes
-from tfrecords_tools.source import Pair, Source, read_image
+from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
+from tfrecords_tools.source import Pair, Source, encode_png, read_image
 
 # To add a dataset, write a module like cityscapes.py and name its `open_source` here.
-SOURCES: dict[str, Callable[[Path], Source]] = {"cityscapes": cityscapes.open_source}
+SOURCES: dict[str, Callable[[Path], Source]] = {
+    "cityscapes": cityscapes.open_source,
+    "voc2012": voc2012.open_source,
+    "voc2012_aug": voc2012_aug.open_source,
+    "ade20k": ade20k.open_source,
+    "coco": coco.open_source,
+    "folder": folder.open_source,
+}
 
 # Source files per shard, in bytes; tensorflow-datasets holds one shard's examples in memory.
 SHARD_BYTES = 128 * 2**20
-# Images that are prepared at the same time.
+# Images that are prepared ahead of the one that is written.
 AHEAD = 32
 
 
-def make_example(pair: Pair, source: Source, resize_factor: float) -> dict[str, Any] | None:
-    """Makes the record of one pair (nested as tensorflow-datasets wants it).
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What becomes of an image's size.
 
-    None if the image shows less than source.min_foreground.
+    Attributes:
+      resize_factor: scales both sides, 0 < factor <= 1.
+      max_side: an image whose longer side is longer is resized so that it has this length; None if
+        there is no limit.
+    """
 
-    The image's bytes are kept as they are unless it is resized; then it becomes a PNG, antialiased.
-    The label map becomes a PNG of train ids, resized by nearest on the same grid.
+    resize_factor: float = 1.0
+    max_side: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What the description says; without --max_side the same as before there was one."""
+        limit = {} if self.max_side is None else {"max_side": self.max_side}
+        return {"resize_factor": self.resize_factor, **limit}
+
+    def new_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (height, width) of the record of an image of this size."""
+        factor = self.resize_factor
+        if self.max_side is not None and max(size) > self.max_side:
+            factor = self.max_side / max(size)
+        height, width = (max(1, round(side * factor)) for side in size)
+        return height, width
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of a split's images.
+
+    Attributes:
+      sizes: number of records per (height, width).
+      resized: number of images that were resized.
+      changes: number of images per change without which no record could hold them.
+      left_out: number of images that show less than source.min_foreground.
+      bad: name and what is wrong, per bad image or label map that was skipped.
+    """
+
+    sizes: collections.Counter[tuple[int, int]] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    resized: int = 0
+    changes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    left_out: int = 0
+    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One record, nested as tensorflow-datasets wants it, and what was done to the image."""
+
+    example: dict[str, Any]
+    resized: bool
+    changes: str
+
+
+def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
+    """Makes the record of one pair; None if the image shows less than source.min_foreground.
+
+    The image's bytes are kept as they are if a record can hold them and the image is not resized;
+    else it becomes a PNG, resized antialiased. The label map becomes a PNG of train ids, resized by
+    nearest on the same grid.
 
     Raises:
-      RunError: a file is damaged or the label map has another size than the image.
+      RunError: a file is damaged, of a wrong kind, or the label map has another size than the
+        image.
     """
-    encoded, image_format, image = read_image(pair.image)
     values = source.read_label(pair)
+    if values is not None and source.min_foreground:
+        labelled = np.count_nonzero((values > 0) & (values != IGNORE_LABEL))
+        if labelled < source.min_foreground:
+            return None
+    photo = read_image(pair.image, None if values is None else values.shape, source.turned_labels)
     if values is None:
-        values = np.full((image.height, image.width), IGNORE_LABEL, np.uint8)
-    elif np.count_nonzero((values > 0) & (values != IGNORE_LABEL)) < source.min_foreground:
-        return None
-    label = Image.fromarray(values)
-    if label.size != image.size:
+        values = np.full(photo.size, IGNORE_LABEL, np.uint8)
+    if values.shape != photo.size:
         raise RunError(
-            f"{pair.label or 'its label map'} is {label.height} x {label.width}, but its image "
-            f"{pair.image} is {image.height} x {image.width}"
+            f"{pair.label or 'its label map'} is {values.shape[0]} x {values.shape[1]}, but its "
+            f"image {pair.image} is {photo.size[0]} x {photo.size[1]}"
         )
-    if resize_factor != 1.0:
-        width, height = (max(1, round(side * resize_factor)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    label = Image.fromarray(values)
+    height, width = sizes.new_size(photo.size)
+    resized = (height, width) != photo.size
+    if resized:
+        image = photo.pixels().resize((width, height), Image.Resampling.LANCZOS)
         label = label.resize((width, height), Image.Resampling.NEAREST)
-        encoded, image_format = _encode_png(image), "png"
-    return {
-        "image": {
-            "encoded": encoded,
-            "filename": pair.name,
-            "format": image_format,
-            "height": image.height,
-            "width": image.width,
-            "channels": len(image.getbands()),
-            "segmentation": {"class": {"encoded": _encode_png(label), "format": "png"}},
-        }
+        encoded, image_format = encode_png(image), "png"
+    else:
+        encoded, image_format = photo.encoded()
+    example = {
+        "encoded": encoded,
+        "filename": pair.name,
+        "format": image_format,
+        "height": height,
+        "width": width,
+        "channels": len(photo.mode),
+        "segmentation": {"class": {"encoded": encode_png(label), "format": "png"}},
     }
+    return Record({"image": example}, resized, photo.changes)
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the pairs of a source as shards, in their order, and counts the images' sizes."""
+    """Writes the pairs of a source as shards, in their order, and keeps a tally of each split."""
 
     VERSION = tfds.core.Version("1.0.0")
     # No checksums of downloads lie beside this file; looking for them would import a package that
@@ -96,17 +171,17 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         self,
         name: str,
         source: Source,
-        resize_factor: float,
+        sizes: Sizes,
+        skip_bad_files: int,
         data_dir: str,
         progress: Progress,
     ) -> None:
         self.name = name
         self._source = source
-        self._resize_factor = resize_factor
+        self._sizes = sizes
+        self._skip_bad_files = skip_bad_files
         self._progress = progress
-        self._sizes: dict[str, collections.Counter[tuple[int, int]]] = {
-            split: collections.Counter() for split in source.splits
-        }
+        self.tallies = {split: Tally() for split in source.splits}
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -122,12 +197,10 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             "channels": number,
             "segmentation": label,
         }
-        described = metadata(
-            self.name,
-            self._source.class_names,
-            self._source.palette,
-            options={"resize_factor": self._resize_factor},
-        )
+        options = self._sizes.options()
+        if self._source.min_foreground:
+            options["min_labelled_pixels"] = self._source.min_foreground
+        described = metadata(self.name, self._source.class_names, self._source.palette, options)
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.name} as records for semantic segmentation",
@@ -143,19 +216,60 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         }
 
     def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
-        make = partial(make_example, source=self._source, resize_factor=self._resize_factor)
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(pairs), AHEAD):
-                some = pairs[start : start + AHEAD]
-                for pair, example in zip(some, pool.map(make, some), strict=True):
-                    self._progress.advance()
-                    if example is not None:
-                        size = example["image"]["height"], example["image"]["width"]
-                        self._sizes[split][size] += 1
-                        yield pair.name, example
+        tally = self.tallies[split]
+        make = partial(make_record, source=self._source, sizes=self._sizes)
+        with contextlib.closing(in_order(make, pairs)) as all_made:
+            for pair, made in all_made:
+                self._progress.advance()
+                try:
+                    record = made.result()
+                except RunError as error:
+                    self._skip(tally, pair, error)
+                    continue
+                if record is None:
+                    tally.left_out += 1
+                    continue
+                image = record.example["image"]
+                tally.sizes[image["height"], image["width"]] += 1
+                tally.resized += record.resized
+                if record.changes:
+                    tally.changes[record.changes] += 1
+                yield pair.name, record.example
         self.info.metadata["sizes"][split] = [
-            [*size, count] for size, count in sorted(self._sizes[split].items())
+            [*size, count] for size, count in sorted(tally.sizes.items())
         ]
+        if tally.bad:
+            skipped = self.info.metadata.setdefault("skipped", {})
+            skipped[split] = [name for name, _ in tally.bad]
+
+    def _skip(self, tally: Tally, pair: Pair, error: RunError) -> None:
+        """Notes a bad file; raises RunError if there are more than may be skipped."""
+        if self._skip_bad_files == 0:
+            raise RunError(f"{error} (--skip_bad_files=N leaves out up to N bad files)")
+        tally.bad.append((pair.name, str(error)))
+        count = sum(len(each.bad) for each in self.tallies.values())
+        if count > self._skip_bad_files:
+            raise RunError(
+                f"{count} bad files are more than --skip_bad_files={self._skip_bad_files}; the "
+                f"last: {error}"
+            )
+        tqdm.write(f"skipped: {error}", file=sys.stderr)
+
+
+def in_order(
+    function: Callable[[Pair], Record | None], pairs: Iterable[Pair]
+) -> Generator[tuple[Pair, "Future[Record | None]"], None, None]:
+    """Calls function(pair) in threads, at most AHEAD pairs ahead; gives the results in order."""
+    waiting: collections.deque[tuple[Pair, Future[Record | None]]] = collections.deque()
+    pool = ThreadPoolExecutor()
+    try:
+        for pair in pairs:
+            waiting.append((pair, pool.submit(function, pair)))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def shards(pairs: list[Pair]) -> list[list[Pair]]:
@@ -163,7 +277,8 @@ def shards(pairs: list[Pair]) -> list[list[Pair]]:
     found: list[list[Pair]] = [[]]
     room = SHARD_BYTES
     for pair in pairs:
-        size = pair.image.stat().st_size
+        # What cannot be found any more is named when it is read.
+        size = pair.image.stat().st_size if pair.image.exists() else 0
         if found[-1] and size > room:
             found.append([])
             room = SHARD_BYTES
@@ -172,14 +287,34 @@ def shards(pairs: list[Pair]) -> list[list[Pair]]:
     return found
 
 
-def convert(name: str, source_dir: str, output_dir: str, resize_factor: float = 1.0) -> None:
+def convert(
+    name: str,
+    source_dir: str,
+    output_dir: str,
+    resize_factor: float = 1.0,
+    *,
+    max_side: int | None = None,
+    skip_bad_files: int = 0,
+    min_labelled_pixels: int | None = None,
+) -> None:
     """Converts dataset `name` in `source_dir` to records in `output_dir`.
 
     Everything is written to a directory beside `output_dir` that takes its name when it is
     complete, so `output_dir` is never half a dataset.
 
+    Args:
+      name: one of SOURCES.
+      source_dir: the dataset as its makers publish it.
+      output_dir: the directory to create.
+      resize_factor: see Sizes.
+      max_side: see Sizes; not together with a resize factor.
+      skip_bad_files: number of images that may be left out because they or their label maps are
+        bad.
+      min_labelled_pixels: images with fewer pixels of the classes 1, 2, ... are left out; None for
+        what the dataset's module says.
+
     Raises:
-      UsageError: no such dataset, or an impossible resize factor.
+      UsageError: no such dataset, or an impossible option.
       RunError: something is wrong with the source or output directory or a file; nothing was
         written.
     """
@@ -187,40 +322,46 @@ def convert(name: str, source_dir: str, output_dir: str, resize_factor: float = 
         raise UsageError(f"--dataset={name} is unknown: there is {', '.join(SOURCES)}")
     if not 0 < resize_factor <= 1:
         raise UsageError(f"--resize_factor={resize_factor:g} must be above 0 and at most 1")
+    if max_side is not None and max_side < 1:
+        raise UsageError(f"--max_side={max_side} must be at least 1")
+    if max_side is not None and resize_factor != 1:
+        raise UsageError(
+            f"--max_side={max_side} and --resize_factor={resize_factor:g}: give one of them"
+        )
+    if skip_bad_files < 0:
+        raise UsageError(f"--skip_bad_files={skip_bad_files} must not be negative")
+    if min_labelled_pixels is not None and min_labelled_pixels < 0:
+        raise UsageError(f"--min_labelled_pixels={min_labelled_pixels} must not be negative")
     target = Path(output_dir).resolve()
     _check_target(target)
     if not Path(source_dir).is_dir():
         raise RunError(f"--source_dir={source_dir} is no directory")
     source = SOURCES[name](Path(source_dir))
+    if min_labelled_pixels is not None:
+        source = dataclasses.replace(source, min_foreground=min_labelled_pixels)
     for split, pairs in source.splits.items():
         published = source.published.get(split, len(pairs))
         if len(pairs) != published:
             print(f"warning: {split} has {len(pairs)} images here, {published} are published")
 
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    if unfinished.exists():
-        print(f"removing {unfinished}, which an interrupted conversion left")
-        shutil.rmtree(unfinished)
+    sizes = Sizes(resize_factor, max_side)
     try:
-        unfinished.mkdir(parents=True)
-        with Progress("convert", sum(map(len, source.splits.values()))) as progress:
-            builder = RecordBuilder(name, source, resize_factor, str(unfinished), progress)
+        with (
+            _unfinished(target) as directory,
+            Progress("convert", sum(map(len, source.splits.values()))) as progress,
+        ):
+            builder = RecordBuilder(name, source, sizes, skip_bad_files, str(directory), progress)
             with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
                 builder.download_and_prepare()
-        os.replace(builder.data_dir, target)
+            for split, tally in builder.tallies.items():
+                if not tally.sizes:
+                    raise RunError(f"{split}: every image was left out; nothing was written")
+            os.replace(builder.data_dir, target)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error}") from error
+        raise _cannot_write(target, str(error)) from error
     except tf.errors.OpError as error:  # what TensorFlow's writer of records raises
-        raise RunError(f"cannot write {target}: {explain(error)}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    for split, info in builder.info.splits.items():
-        sizes = builder.info.metadata["sizes"][split]
-        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-        print(
-            f"{split}: {info.num_examples} images, {len(sizes)} size(s), the largest "
-            f"{height} x {width}, {info.num_shards} shard(s)"
-        )
+        raise _cannot_write(target, explain(error)) from error
+    _report(builder)
     print(f"wrote {output_dir}")
 
 
@@ -228,7 +369,115 @@ def main() -> None:
     """Reads the flags and converts."""
     values = flags.FLAGS
     tfds.disable_progress_bar()
-    convert(values.dataset, values.source_dir, values.output_dir, values.resize_factor)
+    tf.config.set_visible_devices([], "GPU")  # nothing here needs one, and it would be occupied
+    signal.signal(signal.SIGTERM, _terminate)
+    convert(
+        values.dataset,
+        values.source_dir,
+        values.output_dir,
+        values.resize_factor,
+        max_side=values.max_side,
+        skip_bad_files=values.skip_bad_files,
+        min_labelled_pixels=values.min_labelled_pixels,
+    )
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # Like Ctrl-C, an exception in the main thread: everything is cleaned up on its way.
+    signal.signal(number, signal.SIG_IGN)
+    print("error: terminated", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
+
+
+def _report(builder: RecordBuilder) -> None:
+    """Prints what was written, and what became of the images that are not as they were."""
+    for split, info in builder.info.splits.items():
+        tally = builder.tallies[split]
+        height, width = (max(size[axis] for size in tally.sizes) for axis in (0, 1))
+        print(
+            f"{split}: {info.num_examples} images, {len(tally.sizes)} size(s), the largest "
+            f"{height} x {width}, {info.num_shards} shard(s)"
+        )
+        if tally.resized:
+            print(f"{split}: {tally.resized} image(s) resized")
+        if tally.changes:
+            changes = ", ".join(f"{count} {what}" for what, count in tally.changes.most_common())
+            print(f"{split}: {tally.changes.total()} image(s) re-encoded as PNG: {changes}")
+        if tally.left_out:
+            print(f"{split}: {tally.left_out} image(s) left out, with too few labelled pixels")
+    bad = [message for tally in builder.tallies.values() for _, message in tally.bad]
+    if bad:
+        print(f"{len(bad)} bad file(s) were skipped:", *bad, sep="\n  ")
+
+
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """An empty directory beside `target` for this process alone, removed in the end.
+
+    A lock shows whether it is in use: the system takes it away with the process, even a killed one.
+
+    Raises:
+      RunError: another process is converting to `target`, or has just done so.
+    """
+    directory = target.with_name(f".{target.name}.unfinished")
+    lock_file = directory / "lock"
+
+    def contents() -> list[Path]:
+        return [path for path in directory.iterdir() if path != lock_file]
+
+    with contextlib.ExitStack() as stack:
+        held = None
+        while held is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner is just removing it
+                file = stack.enter_context(open(lock_file, "w"))
+                locked = _lock(file, target)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_file)):
+                    held = locked
+        if contents() and not held:
+            raise RunError(
+                f"{directory} is from an interrupted conversion or from one that is running, and "
+                "its file system has no locks to tell: remove it if none is running"
+            )
+        try:
+            _check_target(target)
+            if contents():
+                print(f"removing {directory}, which an interrupted conversion left")
+            for path in contents():
+                shutil.rmtree(path)
+            yield directory
+        finally:
+            # The lock goes last, so that nobody else begins in a directory that is being removed.
+            with contextlib.suppress(OSError):
+                for path in contents():
+                    shutil.rmtree(path, ignore_errors=True)
+                lock_file.unlink()
+                directory.rmdir()
+
+
+def _lock(file: IO[str], target: Path) -> bool:
+    """Locks an open file; False if its file system has no locks.
+
+    Raises:
+      RunError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"another process is converting to {target}: wait for it") from None
+    except OSError:  # some network file systems
+        return False
+    return True
+
+
+def _cannot_write(target: Path, problem: str) -> RunError:
+    # TensorFlow passes on the system's words and not its number.
+    if any(os.strerror(number) in problem for number in (errno.ENOSPC, errno.EDQUOT)):
+        return RunError(
+            f"no space is left for {target} ({problem}): nothing was kept; make room or choose "
+            "another --output_dir"
+        )
+    return RunError(f"cannot write {target}: {problem}")
 
 
 def _check_target(target: Path) -> None:
@@ -242,12 +491,6 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _encode_png(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, f"one of: {', '.join(SOURCES)}", required=True)
     flags.DEFINE_string(
@@ -258,5 +501,23 @@ if __name__ == "__main__":
     )
     flags.DEFINE_float(
         "resize_factor", 1.0, "scales both sides of every image, 0 < factor <= 1; 1 keeps the files"
+    )
+    flags.DEFINE_integer(
+        "max_side",
+        None,
+        "images whose longer side is longer are resized to it (ADE20K: 513); the others keep their "
+        "files",
+    )
+    flags.DEFINE_integer(
+        "skip_bad_files",
+        0,
+        "number of images that may be left out because they or their label maps are damaged, of "
+        "different sizes or hold impossible labels; each is listed",
+    )
+    flags.DEFINE_integer(
+        "min_labelled_pixels",
+        None,
+        "images with fewer pixels that are neither class 0 nor void are left out; 0 keeps all. "
+        "Default: 1000 for coco, 0 for all others",
     )
     run_app(main)

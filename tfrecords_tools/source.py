@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import tensorflow as tf
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from official.errors import RunError
+from official.input_pipeline import decode_image
+from official.records import explain
 
 # What Pillow raises for files that are no images, cut off or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -41,6 +44,8 @@ class Source:
         of which is void then.
       published: number of images per split according to the makers, where they say one.
       min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
+      turned_labels: label maps may have been drawn on photographs that a tool had turned as their
+        EXIF orientation says (a user's own). See `read_image`.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +54,12 @@ class Source:
     read_label: Callable[[Pair], np.ndarray | None]
     published: Mapping[str, int] = dataclasses.field(default_factory=dict)
     min_foreground: int = 0
+    turned_labels: bool = False
+
+
+def make_pair(image: Path, label: Path | None, source_dir: Path) -> Pair:
+    """The pair of these files, named after the image's path below `source_dir`."""
+    return Pair(image.relative_to(source_dir).with_suffix("").as_posix(), image, label)
 
 
 def match(
@@ -67,53 +78,189 @@ def match(
         if alone:
             more = f", and {len(alone) - 1} more like it" if len(alone) > 1 else ""
             raise RunError(f"{ours[alone[0]]}: this {what}{more}")
-    return [
-        Pair(
-            images[key].relative_to(source_dir).with_suffix("").as_posix(), images[key], labels[key]
-        )
-        for key in sorted(images)
-    ]
+    return [make_pair(images[key], labels[key], source_dir) for key in sorted(images)]
 
 
 def read_index_png(path: Path) -> np.ndarray:
-    """Reads a label file of one 8-bit channel (grey or palette index) as uint8 [H, W].
+    """Reads a label map: an image file of one channel of grey values or palette indices.
 
-    Raises:
-      RunError: the file is damaged or of another kind.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, values = image.mode, np.asarray(image)
-    except _BROKEN as error:
-        raise RunError(f"{path} cannot be read as an image: {error}") from error
-    if mode not in ("L", "P"):
-        raise RunError(
-            f"{path} is no label map: it must have one 8-bit channel of label values, but its mode "
-            f"is {mode}"
-        )
-    return values
-
-
-def read_image(path: Path) -> tuple[bytes, str, Image.Image]:
-    """Reads a photograph.
+    The values are those that the file stores, whatever their number of bits: a file of 1 bit holds
+    the values 0 and 1, one of 16 bits may hold 0..255.
 
     Returns:
-      The file's bytes, its format ("png" or "jpeg") and the decoded image.
+      uint8 [H, W].
 
     Raises:
-      RunError: the file is damaged, neither PNG nor JPEG, or neither RGB nor grey with 8 bits per
-        channel.
+      RunError: the file is damaged, of another kind, or holds values above 255.
     """
     try:
-        encoded = path.read_bytes()
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
+        file = path.read_bytes()
+        image = Image.open(io.BytesIO(file))
+        values = np.asarray(image)
     except _BROKEN as error:
-        raise RunError(f"{path} cannot be read as an image: {error}") from error
-    if image.format not in ("PNG", "JPEG") or image.mode not in ("RGB", "L"):
+        raise _unreadable(path, error) from error
+    needed = "a label map must have one channel of label values"
+    if image.format in ("JPEG", "MPO"):
         raise RunError(
-            f"{path} must be an 8-bit RGB or grey PNG or JPEG, but it is {image.format} of mode "
-            f"{image.mode}"
+            f"{path} is a JPEG file, which does not keep values exactly: {needed}, as a PNG"
         )
-    return encoded, image.format.lower(), image
+    if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+        raise RunError(
+            f"{path} is no label map: {needed}, but its mode is {image.mode}: colours have to be "
+            "replaced by the numbers of their classes"
+        )
+    if image.mode == "L" and _bits(image, file) < 8:  # Pillow spreads 0..15 over 0..255
+        values = values // (255 // (2 ** _bits(image, file) - 1))
+    if values.min() < 0 or values.max() > 255:
+        raise RunError(f"{path} holds the values {values.min()}..{values.max()}: {needed}, 0..255")
+    return values.astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """An image file; its pixels are decoded when somebody needs them.
+
+    Attributes:
+      path: the file.
+      size: (height, width) of the pixels, turned if they have to be.
+      format: "png" or "jpeg", of the file.
+      mode: Pillow's mode of `pixels`, "RGB" or "L".
+      changes: in words, why a record cannot hold the file as it is; empty if it can.
+      turned: whether the EXIF orientation is applied to the pixels.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    format: str
+    mode: str
+    changes: str
+    turned: bool
+    _file: bytes
+    _opened: Image.Image
+
+    def pixels(self) -> Image.Image:
+        """Decodes to RGB or grey with 8 bits per channel, as TensorFlow's decoder does.
+
+        Transparency is dropped, and of 16 bits the upper 8 are kept.
+
+        Raises:
+          RunError: the file is damaged.
+        """
+        image = self._opened
+        try:
+            image.load()
+        except _BROKEN as error:
+            raise _unreadable(self.path, error) from error
+        if self.turned:
+            image = ImageOps.exif_transpose(image)
+        image.info = {}  # transparency, a colour profile, ...: nothing that a decoder would use
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert(self.mode)
+
+    def encoded(self) -> tuple[bytes, str]:
+        """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
+
+        Raises:
+          RunError: the file is damaged.
+        """
+        if self.changes:
+            return encode_png(self.pixels()), "png"
+        try:
+            decode_image(self._file)  # what training does, and faster than Pillow
+        except tf.errors.OpError as error:
+            self.pixels()  # says better what is wrong with the file, if it sees it
+            raise RunError(
+                f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
+            ) from error
+        return self._file, self.format
+
+
+def read_image(
+    path: Path, label_size: tuple[int, int] | None = None, turned_labels: bool = False
+) -> Photograph:
+    """Reads a photograph.
+
+    A photograph may have an EXIF orientation. People and tools see it turned, TensorFlow's decoder
+    gives the pixels as they are stored. Where its label map has only the turned size, the pixels
+    are turned. Where both sizes fit (a square, a mirror image, half a turn), the pixels stay as
+    they are stored, unless label maps may have been drawn on turned photographs: then nobody can
+    tell, and this is an error. Without a label map they stay as they are stored.
+
+    Args:
+      path: the file.
+      label_size: (height, width) of its label map, None if there is none.
+      turned_labels: whether label maps may have been drawn on turned photographs.
+
+    Raises:
+      RunError: the file is neither PNG nor JPEG, its header is damaged, or nobody can tell whether
+        it has to be turned.
+    """
+    try:
+        file = path.read_bytes()
+        image = Image.open(io.BytesIO(file))
+        bits, orientation = _bits(image, file), _orientation(image, file)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    # MPO: a JPEG followed by others, which cameras and telephones write.
+    if image.format not in ("PNG", "JPEG", "MPO"):
+        raise RunError(f"{path} must be a PNG or JPEG, but it is {image.format}: save it as PNG")
+    stored = (image.height, image.width)
+    upright = stored[::-1] if orientation > 4 else stored
+    turned = label_size == upright and label_size != stored
+    if turned_labels and orientation > 1 and label_size == upright == stored:
+        raise RunError(
+            f"{path} has the EXIF orientation {orientation}, and sizes do not tell whether its "
+            "label map was drawn on the turned image: save it as the label map has it, without "
+            "orientation"
+        )
+    changes = []
+    if image.mode in ("LA", "RGBA"):
+        changes.append("transparency")
+    if image.mode in ("P", "CMYK"):
+        changes.append({"P": "palette", "CMYK": "CMYK"}[image.mode])
+    elif bits != 8:
+        changes.append(f"{bits}-bit")
+    if turned:
+        changes.append("turned as EXIF says")
+    return Photograph(
+        path,
+        upright if turned else stored,
+        "png" if image.format == "PNG" else "jpeg",
+        "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB",
+        " + ".join(changes),
+        turned,
+        file,
+        image,
+    )
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encodes as a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    # Pillow's own words for this one name an object in memory.
+    what = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+    return RunError(f"{path} cannot be read as an image: {what}")
+
+
+def _bits(image: Image.Image, file: bytes) -> int:
+    """Bits per channel; Pillow's modes do not tell all of them."""
+    # A PNG begins with 8 bytes, then its first chunk: length, "IHDR", width, height, bits.
+    return file[24] if image.format == "PNG" else 8
+
+
+def _orientation(image: Image.Image, file: bytes) -> int:
+    """The EXIF orientation, 1..8; 1 is upright."""
+    # Pillow decodes a whole PNG to look for it; hardly any has one.
+    if image.format == "PNG" and b"eXIf" not in file and b"Raw profile type" not in file:
+        return 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises many kinds for damaged EXIF, by which nobody turns an image
+        return 1
+    return found if found in range(1, 9) else 1

@@ -239,12 +239,15 @@ def test_ways_to_name_a_checkpoint(tmp_path):
     assert find(prefix) == find(f"{prefix}.index") == find(f"{prefix}.meta") == prefix
     assert find(f"{prefix}.data-00000-of-00001") == prefix
     assert find(str(tmp_path)) == prefix  # the highest step, not the last in the alphabet
-    # The file that names the newest one is obeyed, but for paths of another machine.
-    names_newest = tmp_path / "checkpoint"
-    names_newest.write_text('model_checkpoint_path: "/elsewhere/model.ckpt-9"\n')
-    assert find(str(tmp_path)) == prefix
-    names_newest.write_text('model_checkpoint_path: "model.ckpt-9"\n')
-    assert find(str(tmp_path)) == str(tmp_path / "model.ckpt-9")
+    # The file that names the newest one is obeyed, but never leads to another directory.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("model.ckpt-9", "model.ckpt-99"):
+        tf1_graph.save(elsewhere / name, {"x": np.float32(0)})
+    for named, found in (("9", "9"), ("99", "10")):
+        text = f'model_checkpoint_path: "{elsewhere}/model.ckpt-{named}"\n'
+        (tmp_path / "checkpoint").write_text(text)
+        assert find(str(tmp_path)) == str(tmp_path / f"model.ckpt-{found}")
     assert (step_of("a/model.ckpt-90"), step_of("a-7/model.ckpt"), step_of("b-x")) == (90, 0, 0)
 
 

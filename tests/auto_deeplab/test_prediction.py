@@ -8,8 +8,6 @@ from PIL import Image
 from auto_deeplab.evaluation import class_scores
 from auto_deeplab.prediction import (
     Pictures,
-    draw_legend,
-    draw_overlay,
     find_pictures,
     picture_files,
     predict,
@@ -139,8 +137,7 @@ def rename(data, copy, names):
 @pytest.mark.parametrize(
     ("names", "saying"),
     [
-        (["a", "b", "../c", "d"], r"\.\./c would not be below"),
-        (["a", "b", "/c", "d"], "/c would not be below"),
+        (["a", "b", "x/../../c", "d"], r"x/\.\./\.\./c would not be below"),
         (["a", "b", "a", "c"], "a and a would both become a_labels.png"),
     ],
 )
@@ -286,29 +283,3 @@ def test_sixteen_bits_read_as_in_tensorflow(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     trained_on = tf.io.decode_png((tmp_path / "deep.png").read_bytes(), channels=3)
     np.testing.assert_array_equal(read_picture(tmp_path / "deep.png"), trained_on)
-
-
-def test_overlay_is_half_colour_and_light_borders():
-    image = np.full((4, 6, 3), 100, np.uint8)
-    labels = np.array([[0, 0, 0, 1, 1, 1]] * 4)
-    overlay = draw_overlay(image, labels, np.array(PALETTE, np.uint8))
-    # Half of 100 and half of (70, 130, 180); of (128, 64, 128).
-    assert overlay[1, 1].tolist() == [85, 115, 140]
-    assert overlay[1, 4].tolist() == [114, 82, 114]
-    # The border pixel: a quarter of (114, 82, 114) and three quarters of 255, rounded.
-    assert overlay[1, 3].tolist() == [220, 212, 220]
-    assert (overlay == overlay[:1]).all()
-
-
-@pytest.mark.parametrize("classes", [1, 19, 256])
-def test_legend_shows_every_colour_and_holds_every_name(classes):
-    palette = np.unique(colours(40, 40).reshape(-1, 3), axis=0)[:classes]
-    names = [f"class {index}" for index in range(classes)]
-    drawn = draw_legend(names, palette)
-    shown = {colour for _, colour in drawn.getcolors(drawn.width * drawn.height)}
-    assert {tuple(colour) for colour in palette.tolist()} <= shown
-    legend = np.asarray(drawn)
-    for side in (legend[0], legend[-1], legend[:, 0], legend[:, -1]):
-        assert (side == 255).all()  # nothing is cut off
-    longer = draw_legend([name + " with a long name" for name in names], palette)
-    assert longer.width > drawn.width

@@ -156,6 +156,21 @@ def test_a_rate_of_zero_is_the_first_order(search, batches):
     assert_close(found_gradients(still, strategy, *batches), wanted, 1e-4)
 
 
+def test_loss_scaling_changes_nothing_in_float32(search, batches, found):
+    strategy = distribution.make_strategy("one_device")
+    scaled = make(
+        *(strategy, LAYERS, BLOCKS, OPERATIONS),
+        weight_optimizer=lambda: optimizers.with_loss_scale(optimizers.sgd(RATE, l2=3e-4)),
+        architecture_optimizer=lambda: optimizers.with_loss_scale(optimizers.sgd(1.0, l2=1e-3)),
+        second_order=True,
+    )
+    copy = {v.path: v for v in (*search.supernet.variables, *search.architecture.variables)}
+    for variable in (*scaled.supernet.variables, *scaled.architecture.variables):
+        variable.assign(copy[variable.path])
+    # Powers of two cost no digit; the central difference sees the last one of other sums.
+    assert_close(found_gradients(scaled, strategy, *batches), found, 1e-3)
+
+
 def test_two_replicas_equal_one_device(two_replicas, search, batches, found):
     double = second_order(two_replicas)
     for variable, value in zip(everything(double), everything(search), strict=True):

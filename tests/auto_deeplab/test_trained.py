@@ -90,3 +90,19 @@ def test_flags_that_contradict_the_run_are_errors(root):
     done = train_here("--mode=profile", run, "--num_classes=7")
     assert done.code == 2
     assert f"--num_classes=7, but the network {run.replace('--', 'in --')} has 19" in done.error
+
+
+def test_a_checkpoint_of_another_wiring_is_refused(root, tmp_path):
+    # Two inputs of the cell swapped: all variables have the same names and shapes.
+    other = shutil.copytree(root / "run", tmp_path / "other")
+    content = (other / "genotype.json").read_text()
+    swapped = content.replace('[1, "atrous_conv_3x3"]', '[0, "atrous_conv_3x3"]')
+    assert swapped != content
+    (other / "genotype.json").write_text(swapped)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (root / "run").rglob("*"))
+    done = train_here(
+        *("--mode=eval", f"--data_dir={root / 'data'}", f"--model_dir={root / 'run'}"),
+        f"--checkpoint={other / 'checkpoints'}",
+    )
+    assert done.code == 1 and "another genotype: its cells" in done.error
+    assert sorted((path, path.stat().st_mtime_ns) for path in (root / "run").rglob("*")) == before

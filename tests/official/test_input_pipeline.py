@@ -1,8 +1,11 @@
+import dataclasses
+import io
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from official import input_pipeline
 from official.errors import RunError, UsageError
@@ -13,7 +16,7 @@ from official.input_pipeline import (
     split_halves,
     train_batches,
 )
-from official.records import read_description
+from official.records import Description, Split, read_description
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
@@ -265,3 +268,86 @@ def test_png_and_jpeg_grey_and_colour_become_three_channels(encode, channels):
     )
     assert image.dtype == tf.uint8 and image.shape == (6, 9, 3)
     assert np.all(np.abs(image.numpy().astype(int) - 90) <= 1)
+
+
+def encoded_jpeg(image, **options):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "jpeg", quality=90, **options)
+    return stream.getvalue()
+
+
+def written(directory, images):
+    """A description of records with these encoded images; label 0..18 changes every 5 pixels."""
+    file, sizes = str(directory / "train.tfrecord"), []
+    with tf.io.TFRecordWriter(file) as writer:
+        for number, encoded in enumerate(images):
+            height, width = tf.io.decode_image(encoded).shape[:2]
+            sizes.append((height, width, 1))
+            rows, columns = np.indices((height, width)) // 5
+            label = ((rows + 3 * columns) % 19).astype("uint8")
+            features = {
+                "image/encoded": encoded,
+                "image/filename": f"image {number}".encode(),
+                "image/segmentation/class/encoded": tf.io.encode_png(label[..., None]).numpy(),
+            }
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in features.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    names = tuple(f"class {index}" for index in range(19))
+    split = Split(len(images), (file,), tuple(sizes))
+    return Description("made", str(directory), names, ((0, 0, 0),) * 19, 255, {"train": split}, {})
+
+
+@pytest.fixture(scope="module")
+def of_all_kinds(tmp_path_factory):
+    """JPEGs with and without subsampled colours, grey, progressive; a PNG; all of other sizes."""
+    rng = np.random.default_rng(0)
+    big = np.kron(rng.integers(0, 256, (30, 40, 3)), np.ones((4, 4, 1))).astype("uint8")
+    images = [
+        encoded_jpeg(big, subsampling=2),
+        encoded_jpeg(big[:99, :131], subsampling=1),
+        encoded_jpeg(big[:64, :37], subsampling=0),
+        encoded_jpeg(big[:77, :90, 0]),
+        encoded_jpeg(big[:, :121], progressive=True),
+        tf.io.encode_png(big[:50]).numpy(),
+    ]
+    return written(tmp_path_factory.mktemp("kinds"), images), images
+
+
+def many_crops(description, count, **options):
+    batches = train_batches(
+        *(description, "train"),
+        seed=3,
+        batch_size=1,
+        crop_size=(48, 65),
+        scales=(0.5, 1.0, 1.7),
+        random_crop=True,
+        flip=True,
+        **options,
+    )
+    return list(batches.take(count).as_numpy_iterator())
+
+
+def test_images_in_memory_give_the_same_batches(of_all_kinds):
+    # Memory holds whole images; from files, only the window of a JPEG is decoded.
+    description, _ = of_all_kinds
+    for options in ({}, {"records": np.array([4, 1, 5])}, {"start_step": 7}):
+        plain = many_crops(description, 100, **options)
+        cached = many_crops(description, 100, cache=True, **options)
+        for one, other in zip(plain, cached, strict=True):
+            np.testing.assert_allclose(one["image"], other["image"], atol=1e-3)
+            np.testing.assert_array_equal(one["label"], other["label"])
+            assert one["number"] == other["number"]
+
+
+def test_a_bad_record_is_named_when_images_are_kept_in_memory(of_all_kinds, tmp_path):
+    _, images = of_all_kinds
+    description = written(tmp_path, images[:1])
+    bad = dataclasses.replace(description, class_names=description.class_names[:18])
+    with pytest.raises(RunError, match=r"image 0: label 18 is neither 0\.\.17 nor 255"):
+        many_crops(bad, 1, cache=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"image 0: label 18 is neither"):
+        many_crops(bad, 1)

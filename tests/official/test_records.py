@@ -61,6 +61,27 @@ def test_records_have_the_keys_of_deeplab(data_dir):
     assert shape == [*SIZE, 3]
 
 
+def test_deeplab_and_the_model_garden_can_parse_the_records(data_dir):
+    # What they ask for, without the defaults that would hide a missing key or another type.
+    text = (
+        *("image/encoded", "image/filename", "image/format"),
+        *("image/segmentation/class/encoded", "image/segmentation/class/format"),
+    )
+    numbers = ("image/height", "image/width", "image/channels")
+    wanted = {
+        **{key: tf.io.FixedLenFeature((), tf.string) for key in text},
+        **{key: tf.io.FixedLenFeature((), tf.int64) for key in numbers},
+    }
+    files = read_description(str(data_dir)).split("train").files
+    for record in tf.data.TFRecordDataset(files):
+        parsed = tf.io.parse_single_example(record, wanted)
+        image = tf.io.decode_image(parsed["image/encoded"])
+        label = tf.io.decode_png(parsed["image/segmentation/class/encoded"])
+        shape = [parsed[key] for key in numbers]
+        assert image.shape == shape and label.shape == [*shape[:2], 1]
+        assert parsed["image/format"] in (b"png", b"jpeg")
+
+
 def test_tensorflow_datasets_reads_the_same_records(data_dir):
     description = read_description(str(data_dir))
     theirs = tfds.builder_from_directory(data_dir).as_dataset(split="train")

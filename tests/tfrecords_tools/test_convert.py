@@ -1,4 +1,4 @@
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from official.datasets import CITYSCAPES_CLASSES
 from official.errors import RunError, UsageError
 from official.records import parse_example, read_description
 from tests.miniature import SIZE, write_cityscapes, write_pair
-from tests.replicas import start_in_new_process
 from tfrecords_tools import cityscapes
 from tfrecords_tools import convert as convert_module
 from tfrecords_tools.convert import convert
@@ -147,15 +146,26 @@ def fill(path: Path, value: int, shape: tuple[int, ...] = SIZE) -> None:
         (lambda s: (s / IMAGE).write_bytes(b""), f"{IMAGE} cannot be read as an image"),
         (lambda s: (s / LABEL).unlink(), f"{IMAGE}: this image has no label"),
         (lambda s: (s / IMAGE).unlink(), f"{LABEL}: this label has no image"),
-        (lambda s: shutil.rmtree(s / "gtFine"), "and 3 more like it"),
+        (
+            lambda s: [path.unlink() for path in sorted(s.glob("gtFine/train/*/*"))[1:]],
+            "this image has no label .*, and 2 more like it",
+        ),
+        (lambda s: shutil.rmtree(s / "gtFine"), "holds no split of Cityscapes"),
         (lambda s: fill(s / LABEL, 34), f"{LABEL} holds the value 34"),
         (lambda s: fill(s / LABEL, 255), f"{LABEL} holds the value 255"),
         (lambda s: fill(s / LABEL, 7, (40, 71)), f"{LABEL} is 40 x 71, but its image .* 40 x 72"),
         (lambda s: fill(s / LABEL, 7, (*SIZE, 3)), f"{LABEL} is no label map: .* mode is RGB"),
-        (lambda s: fill(s / IMAGE, 7, (*SIZE, 4)), f"{IMAGE} must be an 8-bit RGB or grey"),
+        (
+            lambda s: Image.open(s / IMAGE).save(s / IMAGE, "GIF"),
+            f"{IMAGE} must be a PNG or JPEG, but it is GIF",
+        ),
+        (
+            lambda s: (s / IMAGE).unlink() or (s / IMAGE).symlink_to("nowhere"),
+            f"{IMAGE} cannot be read",
+        ),
         (
             lambda s: shutil.rmtree(s / "leftImg8bit") or shutil.rmtree(s / "gtFine"),
-            "no image matches",
+            "holds no split of Cityscapes",
         ),
         (lambda s: shutil.rmtree(s), "is no directory"),
     ],
@@ -167,10 +177,129 @@ def test_bad_sources_are_named_and_leave_nothing(source, tmp_path, spoil, messag
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
-def test_sixteen_bit_labels_are_refused(source, tmp_path):
-    Image.fromarray(np.full(SIZE, 7, np.uint16)).save(source / LABEL)
-    with pytest.raises(RunError, match="is no label map: it must have one 8-bit channel"):
+def test_a_bad_file_ends_the_conversion_and_the_way_out_is_said(source, tmp_path):
+    cut(source / IMAGE)
+    with pytest.raises(RunError, match=rf"{IMAGE} cannot .* \(--skip_bad_files=N leaves out up to"):
         convert("cityscapes", str(source), str(tmp_path / "data"))
+
+
+def spoil_three(source):
+    """A damaged image, a damaged label map and one of another size; what is said of them."""
+    images, labels = (sorted(source.glob(f"{top}/train/*/*")) for top in ("leftImg8bit", "gtFine"))
+    cut(images[1])
+    labels[2].write_text("text")
+    fill(labels[3], 7, (40, 71))
+    return [
+        f"{images[1]} cannot be read as an image",
+        f"{labels[2]} cannot be read as an image",
+        f"{labels[3]} is 40 x 71",
+    ]
+
+
+def test_bad_files_are_skipped_and_listed(tmp_path, capsys):
+    source = write_cityscapes(tmp_path / "source", train=6, val=2)
+    convert("cityscapes", str(source), str(tmp_path / "clean"))
+    capsys.readouterr()
+    said = spoil_three(source)
+    convert("cityscapes", str(source), str(tmp_path / "data"), skip_bad_files=3)
+
+    clean = read_records(tmp_path / "clean")
+    assert read_records(tmp_path / "data") == [clean[i] for i in (0, 4, 5)]
+    assert read_records(tmp_path / "data", "val") == read_records(tmp_path / "clean", "val")
+    out, err = capsys.readouterr()
+    assert "train: 3 images, 1 size(s)" in out
+    listed = out[out.index("3 bad file(s) were skipped:\n") :].splitlines()[1:4]
+    skipped = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    for line, running, expected in zip(listed, skipped, said, strict=True):
+        assert line.startswith(f"  {expected}") and running.startswith(f"skipped: {expected}")
+
+    # The directory says so itself; one without bad files says nothing of them.
+    names = [Path(record["filename"].decode()).name for record in clean[1:4]]
+    described = json.loads((tmp_path / "data" / "metadata.json").read_text())
+    assert [Path(name).name for name in described["skipped"]["train"]] == names
+    assert set(described["skipped"]) == {"train"}
+    assert "skipped" not in json.loads((tmp_path / "clean" / "metadata.json").read_text())
+    first, second = (read_description(str(tmp_path / name)) for name in ("clean", "data"))
+    assert second.split("train").num_examples == 3
+    assert first.fingerprint() != second.fingerprint()
+
+
+def test_one_bad_file_too_many(tmp_path):
+    source = write_cityscapes(tmp_path / "source", train=6, val=2)
+    said = spoil_three(source)
+    with pytest.raises(
+        RunError, match=f"^3 bad files are more than --skip_bad_files=2; the last: {said[2]}"
+    ):
+        convert("cityscapes", str(source), str(tmp_path / "data"), skip_bad_files=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_split_of_bad_files_only_is_an_error(source, tmp_path):
+    for image in source.glob("leftImg8bit/val/*/*"):
+        cut(image)
+    with pytest.raises(RunError, match=r"^val: every image was left out"):
+        convert("cityscapes", str(source), str(tmp_path / "data"), skip_bad_files=9)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_skipping_changes_nothing_where_all_is_good(source, tmp_path, monkeypatch):
+    convert("cityscapes", str(source), str(tmp_path / "one"))
+    # A shard for each image, one of them empty, does not change what is in the records.
+    cut(source / IMAGE)
+    monkeypatch.setattr(convert_module, "SHARD_BYTES", 1)
+    convert("cityscapes", str(source), str(tmp_path / "two"), skip_bad_files=1)
+    two = read_description(str(tmp_path / "two"))
+    assert len(two.split("train").files) == 4 and two.split("train").num_examples == 3
+    one = read_records(tmp_path / "one")
+    assert read_records(tmp_path / "two") == [r for r in one if r["filename"].decode() not in IMAGE]
+
+
+def test_files_that_no_record_can_hold_are_counted(source, tmp_path, capsys):
+    images = [
+        source / f"leftImg8bit/train/town/town_{i:06d}_000019_leftImg8bit.png" for i in (0, 2)
+    ]
+    for path in images:
+        Image.open(path).convert("RGBA").save(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright after a quarter turn clockwise
+    upright = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    Image.fromarray(np.rot90(upright).copy()).save(source / IMAGE, exif=exif)
+    convert("cityscapes", str(source), str(tmp_path / "data"))
+    assert (
+        "train: 3 image(s) re-encoded as PNG: 2 transparency, 1 turned as EXIF says\n"
+        in capsys.readouterr().out
+    )
+    records = read_records(tmp_path / "data")
+    assert np.array_equal(decode(records[0])[0], np.asarray(Image.open(images[0]))[..., :3])
+    assert np.array_equal(decode(records[1])[0], upright)
+    assert records[3]["image"] == Path(str(images[0]).replace("000000", "000003")).read_bytes()
+
+
+def test_a_longest_side(tmp_path, capsys):
+    # 60 x 100 -> 30 x 50 and 41 x 20 stays; 3 x 200 -> 0.75 x 50, rounded.
+    for number, (size, kind) in enumerate([((60, 100), "RGB"), ((50, 20), "L"), ((3, 200), "RGB")]):
+        image, label = write_pair(
+            tmp_path / "source",
+            "train",
+            f"{number:06d}_000019",
+            np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8),
+            np.full(size, 7, np.uint8),
+        )
+        Image.open(image).convert(kind).save(image)
+    convert("cityscapes", str(tmp_path / "source"), str(tmp_path / "data"), max_side=50)
+    description = read_description(str(tmp_path / "data"))
+    assert description.options == {"resize_factor": 1.0, "max_side": 50}
+    assert description.split("train").sizes == ((1, 50, 1), (30, 50, 1), (50, 20, 1))
+    assert "train: 2 image(s) resized\n" in capsys.readouterr().out
+    records = read_records(tmp_path / "data")
+    small = next((tmp_path / "source").glob("leftImg8bit/train/*/*_000001_*"))
+    assert records[1]["image"] == small.read_bytes()
+    for record, size in zip(records, [(30, 50), (50, 20), (1, 50)], strict=True):
+        image, label = decode(record)
+        assert image.shape[:2] == label.shape == size and np.all(label == 0)
+    # 30 x 50 is half of 60 x 100: the same as a factor of 0.5.
+    convert("cityscapes", str(tmp_path / "source"), str(tmp_path / "half"), 0.5)
+    assert read_records(tmp_path / "half")[0] == records[0]
 
 
 def test_usage_errors(source, tmp_path):
@@ -179,6 +308,13 @@ def test_usage_errors(source, tmp_path):
     for factor in (0.0, -0.5, 1.5, float("nan")):
         with pytest.raises(UsageError, match="--resize_factor"):
             convert("cityscapes", str(source), str(tmp_path / "data"), factor)
+    for options, message in (
+        ({"max_side": 0}, "--max_side=0 must be at least 1"),
+        ({"max_side": 9, "resize_factor": 0.5}, "--max_side=9 and --resize_factor=0.5: give one"),
+        ({"skip_bad_files": -1}, "--skip_bad_files=-1 must not be negative"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            convert("cityscapes", str(source), str(tmp_path / "data"), **options)
 
 
 def test_nothing_that_exists_is_overwritten(source, tmp_path):
@@ -205,31 +341,6 @@ def test_an_empty_output_directory_is_used(source, tmp_path):
     (tmp_path / "data").mkdir()
     convert("cityscapes", str(source), str(tmp_path / "data"))
     assert read_description(str(tmp_path / "data")).split("val").num_examples == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "source"]
-
-
-def convert_and_die(source: str, output: str) -> None:
-    make_example = convert_module.make_example
-
-    def die_at_the_third(pair, **options):
-        if "000002" in pair.name:
-            os._exit(9)  # like SIGKILL: nothing is cleaned up
-        return make_example(pair, **options)
-
-    convert_module.make_example = die_at_the_third
-    convert_module.SHARD_BYTES, convert_module.AHEAD = 1, 1
-    convert("cityscapes", source, output)
-
-
-def test_a_killed_conversion_leaves_no_dataset_and_can_be_repeated(source, tmp_path, capsys):
-    process = start_in_new_process(convert_and_die, str(source), str(tmp_path / "data"))
-    process.communicate(timeout=120)
-    assert process.returncode == 9
-    assert not (tmp_path / "data").exists()
-    assert (tmp_path / ".data.unfinished").exists()
-    convert("cityscapes", str(source), str(tmp_path / "data"))
-    assert "which an interrupted conversion left" in capsys.readouterr().out
-    assert len(read_records(tmp_path / "data")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "source"]
 
 

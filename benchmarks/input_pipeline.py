@@ -1,0 +1,155 @@
+"""How fast the training pipeline is, beside what it cannot do without: decoding the files.
+
+    python benchmarks/input_pipeline.py [--images=16] [--seconds=5]
+
+For each shape of data, images/s of reading and decoding alone (the limit) and of the whole pipeline
+(decoded, scaled, cropped, flipped, batched), both with all cores, in turns. The last line is JSON.
+"""
+
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from official.quiet import import_tensorflow
+
+    import_tensorflow()
+
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from PIL import Image
+
+from official import input_pipeline
+from official.errors import run_app
+from official.records import Description, Split
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+# name -> (format, height, width, crop): Cityscapes in full for the retraining and at half size for
+# the search, and PASCAL VOC.
+SHAPES = {
+    "PNG 1024 x 2048, crop 769": ("png", 1024, 2048, 769),
+    "PNG 512 x 1024, crop 321": ("png", 512, 1024, 321),
+    "JPEG 375 x 500, crop 513": ("jpeg", 375, 500, 513),
+    "JPEG 1024 x 2048, crop 321": ("jpeg", 1024, 2048, 321),
+}
+ROUNDS = 3
+
+
+def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """Large and small shapes with the noise of a camera: it compresses about as a photo does."""
+    image = np.zeros([height, width, 3])
+    for size in (256, 64, 16, 4):
+        coarse = rng.uniform(0, 255, (height // size + 2, width // size + 2, 3)).astype("uint8")
+        layer = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image += np.asarray(layer) * (size / 340)
+    image += rng.normal(0, 1.5, image.shape)
+    return Image.fromarray(np.clip(image, 0, 255).astype("uint8"))
+
+
+def label(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+    """Regions of 19 classes."""
+    coarse = rng.integers(0, 19, (height // 48 + 1, width // 48 + 1)).astype("uint8")
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+
+def write_records(
+    directory: str, count: int, image_format: str, height: int, width: int
+) -> Description:
+    """Writes `count` different images and labels into one file of records."""
+    rng = np.random.default_rng(0)
+    file = os.path.join(directory, f"{image_format}-{height}-{width}.tfrecord")
+    with tf.io.TFRecordWriter(file) as writer:
+        for number in range(count):
+            features = {
+                "image/encoded": encoded(photo(rng, height, width), image_format),
+                "image/filename": f"{number:04d}".encode(),
+                "image/segmentation/class/encoded": encoded(label(rng, height, width), "png"),
+            }
+            feature = {
+                name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+                for name, value in features.items()
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=feature))
+            writer.write(example.SerializeToString())
+    names = tuple(f"class {index}" for index in range(19))
+    split = Split(count, (file,), ((height, width, count),))
+    return Description("benchmark", directory, names, ((0, 0, 0),) * 19, 255, {"train": split}, {})
+
+
+def encoded(image: Image.Image, image_format: str) -> bytes:
+    """The bytes of the file."""
+    stream = io.BytesIO()
+    image.save(stream, image_format, **({"quality": 92} if image_format == "jpeg" else {}))
+    return stream.getvalue()
+
+
+def decoded(description: Description) -> Iterator[object]:
+    """All images and labels decoded and no more, endlessly."""
+    chosen, read = input_pipeline.record_reader(description, "train")
+    dataset = tf.data.Dataset.from_tensor_slices(chosen).repeat()
+
+    def size(record: tf.Tensor) -> tf.Tensor:
+        encoded = read(record)
+        image = input_pipeline.decode_image(encoded["image"])
+        return tf.size(image) + tf.size(input_pipeline.decode_label(encoded["label"]))
+
+    dataset = dataset.map(size, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return iter(dataset.batch(1).prefetch(tf.data.AUTOTUNE))
+
+
+def fed(description: Description, crop: int) -> Iterator[object]:
+    """What training is fed with."""
+    return iter(
+        input_pipeline.train_batches(
+            *(description, "train"),
+            seed=0,
+            batch_size=1,
+            crop_size=(crop, crop),
+            scales=SCALES,
+            random_crop=True,
+            flip=True,
+        )
+    )
+
+
+def rate(iterator: Iterator[object], seconds: float) -> float:
+    """Elements per second; the first few, which start threads and fill buffers, do not count."""
+    for _ in range(4):
+        next(iterator)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        next(iterator)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measures every shape and prints a table and JSON."""
+    values = flags.FLAGS
+    print(f"{os.cpu_count()} cores; images/s, best of {ROUNDS} rounds in turns")
+    print(f"{'data':<30}{'decode alone':>14}{'pipeline':>10}{'share':>8}")
+    results = {}
+    for name, (image_format, height, width, crop) in SHAPES.items():
+        with tempfile.TemporaryDirectory() as directory:
+            description = write_records(directory, values.images, image_format, height, width)
+            limits, rates = [], []
+            for _ in range(ROUNDS):
+                limits.append(rate(decoded(description), values.seconds / ROUNDS))
+                rates.append(rate(fed(description, crop), values.seconds / ROUNDS))
+        limit, pipeline = max(limits), max(rates)
+        print(f"{name:<30}{limit:>14.1f}{pipeline:>10.1f}{pipeline / limit:>8.0%}", flush=True)
+        results[name] = {"decode_images_per_s": limit, "pipeline_images_per_s": pipeline}
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("images", 16, "different images per shape", lower_bound=1)
+    flags.DEFINE_float("seconds", 5.0, "per shape and kind", lower_bound=0.01)
+    run_app(main)

@@ -1,0 +1,111 @@
+"""Pictures of label maps: colours over an image, legends, and marks for what has no class."""
+
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Palette = Sequence[Sequence[int]]
+
+SWATCH = (28, 44)  # height and width of a colour in a legend
+LEGEND_ROW = 36  # height of a line in a legend
+
+
+def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Classes' colours over the picture, with a light line where two classes meet.
+
+    Args:
+      image: uint8 [H, W, 3].
+      labels: integers [H, W]: 0..C-1, or anything above for void: there the picture is dark and
+        grey under diagonal stripes.
+      palette: uint8 [C, 3].
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    void = labels >= len(palette)
+    blend = 0.5 * image + 0.5 * palette[np.where(void, 0, labels)]
+    if void.any():
+        striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * stripes(labels.shape)
+        blend = np.where(void[..., np.newaxis], striped, blend)
+    width = 1 + min(labels.shape) // 700  # stays visible when a large picture is shown small
+    border = np.zeros(labels.shape, bool)
+    border[:, width:] |= labels[:, width:] != labels[:, :-width]
+    border[width:] |= labels[width:] != labels[:-width]
+    blend[border] = 0.25 * blend[border] + 0.75 * 255
+    return blend.round().astype(np.uint8)
+
+
+def stripes(shape: tuple[int, ...]) -> np.ndarray:
+    """Thin diagonal stripes: bool [H, W, 1], True on them."""
+    rows, columns = np.indices(shape)
+    return ((rows + columns) % 10 < 2)[..., np.newaxis]
+
+
+def checkerboard(shape: tuple[int, ...]) -> np.ndarray:
+    """Squares of two light greys, as editors show what is not there: uint8 [H, W, 3]."""
+    rows, columns = np.indices(shape) // 8
+    return np.where((rows + columns) % 2, 255, 215)[..., np.newaxis].repeat(3, -1).astype(np.uint8)
+
+
+def draw_legend(
+    class_names: Sequence[str],
+    palette: Palette,
+    *,
+    classes: Iterable[int] | None = None,
+    marks: Mapping[str, np.ndarray] | None = None,
+    max_rows: int = 25,
+) -> Image.Image:
+    """A picture that names colours, with the classes' numbers; long lists get more columns.
+
+    Args:
+      class_names: C names.
+      palette: C colours (red, green, blue) in 0..255.
+      classes: the numbers of those to show; None for all.
+      marks: further names with a pattern, uint8 [*SWATCH, 3], each; they come last.
+      max_rows: lines of a column.
+    """
+    entries = [
+        (str(index), class_names[index], np.full((*SWATCH, 3), palette[index], np.uint8))
+        for index in (range(len(class_names)) if classes is None else classes)
+    ]
+    entries += [("", name, pattern) for name, pattern in (marks or {}).items()]
+    text, gap = font(20), 14
+    rows = min(len(entries), max_rows)
+    columns = -(-len(entries) // rows)
+    number_width = max(text_width(text, number) for number, _, _ in entries)
+    name_width = max(text_width(text, name) for _, name, _ in entries)
+    column = SWATCH[1] + number_width + name_width + 4 * gap
+    legend = Image.new("RGB", (columns * column + gap, rows * LEGEND_ROW + 2 * gap), "white")
+    draw = ImageDraw.Draw(legend)
+    for index, (number, name, swatch) in enumerate(entries):
+        left = gap + index // rows * column
+        middle = gap + index % rows * LEGEND_ROW + LEGEND_ROW // 2
+        top = middle - SWATCH[0] // 2
+        legend.paste(Image.fromarray(swatch), (left, top))
+        draw.rectangle((left, top, left + SWATCH[1], top + SWATCH[0]), outline="#808080")
+        left += SWATCH[1] + gap + number_width
+        draw.text((left, middle), number, font=text, fill="#808080", anchor="rm")
+        draw.text((left + gap, middle), name, font=text, fill="black", anchor="lm")
+    return legend
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pictures: matplotlib's has Greek, Cyrillic and accents, Pillow's has not."""
+    file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(file, size)
+
+
+def text_width(text_font: ImageFont.FreeTypeFont, text: str) -> int:
+    """Width of a line of text in pixels."""
+    return round(text_font.getlength(text))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, "png")
+    return stream.getvalue()

@@ -1,0 +1,89 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from official.drawing import (
+    LEGEND_ROW,
+    SWATCH,
+    checkerboard,
+    draw_legend,
+    draw_overlay,
+    encode_png,
+)
+
+PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
+
+
+def test_overlay_is_half_colour_and_light_borders():
+    image = np.full((4, 6, 3), 100, np.uint8)
+    labels = np.array([[0, 0, 0, 1, 1, 1]] * 4)
+    overlay = draw_overlay(image, labels, np.array(PALETTE, np.uint8))
+    # Half of 100 and half of (70, 130, 180); of (128, 64, 128).
+    assert overlay[1, 1].tolist() == [85, 115, 140]
+    assert overlay[1, 4].tolist() == [114, 82, 114]
+    # The border pixel: a quarter of (114, 82, 114) and three quarters of 255, rounded.
+    assert overlay[1, 3].tolist() == [220, 212, 220]
+    assert (overlay == overlay[:1]).all()
+
+
+def test_void_is_dark_grey_with_stripes():
+    image = np.full((20, 20, 3), (30, 60, 90), np.uint8)
+    overlay = draw_overlay(image, np.full((20, 20), 3), np.array(PALETTE, np.uint8))
+    # 0.35 of the mean, 60, and 150 more on the diagonals: two pixels in ten.
+    values, counts = np.unique(overlay, return_counts=True)
+    assert values.tolist() == [21, 171] and counts.tolist() == [3 * 320, 3 * 80]
+    assert (overlay == overlay[..., :1]).all()
+
+
+def test_256_classes_leave_no_label_for_void():
+    palette = np.arange(256, dtype=np.uint8)[:, np.newaxis].repeat(3, 1)
+    overlay = draw_overlay(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 255, np.uint8), palette)
+    assert (overlay == 128).all()  # half of 255, rounded
+
+
+@pytest.mark.parametrize("classes", [1, 19, 256])
+def test_legend_shows_every_colour_and_holds_every_name(classes):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    palette = np.unique(colours.reshape(-1, 3), axis=0)[:classes]
+    names = [f"class {index}" for index in range(classes)]
+    drawn = draw_legend(names, palette)
+    shown = {colour for _, colour in drawn.getcolors(drawn.width * drawn.height)}
+    assert {tuple(colour) for colour in palette.tolist()} <= shown
+    legend = np.asarray(drawn)
+    for side in (legend[0], legend[-1], legend[:, 0], legend[:, -1]):
+        assert (side == 255).all()  # nothing is cut off
+    longer = draw_legend([name + " with a long name" for name in names], palette)
+    assert longer.width > drawn.width
+
+
+def test_legend_of_some_classes_and_a_mark():
+    pattern = checkerboard(SWATCH)
+    marks = {"padding": pattern}
+    drawn = np.asarray(draw_legend(["a", "b", "c"], PALETTE, classes=[0, 2], marks=marks))
+    shown = {tuple(colour) for colour in drawn.reshape(-1, 3).tolist()}
+    assert PALETTE[0] in shown and PALETTE[2] in shown and PALETTE[1] not in shown
+    # The third line: its swatch stands 14 from the left, in the middle of the line.
+    top = 14 + 2 * LEGEND_ROW + (LEGEND_ROW - SWATCH[0]) // 2
+    inner = drawn[top + 1 : top + SWATCH[0] - 1, 15 : 14 + SWATCH[1] - 1]
+    np.testing.assert_array_equal(inner, pattern[1:-1, 1:-1])
+
+
+def test_legend_with_fewer_rows_has_more_columns():
+    names, palette = [f"class {i}" for i in range(10)], PALETTE[:1] * 10
+    one, three = (draw_legend(names, palette, max_rows=rows) for rows in (10, 4))
+    assert one.height - three.height == 6 * LEGEND_ROW
+    assert three.width > 2.5 * one.width
+
+
+def test_checkerboard():
+    board = checkerboard((16, 24))
+    assert board.shape == (16, 24, 3) and board.dtype == np.uint8
+    assert board[::8, ::8, 0].tolist() == [[215, 255, 215], [255, 215, 255]]
+    assert (board[:8, :8] == 215).all()
+
+
+def test_png():
+    image = Image.fromarray(checkerboard((5, 6)))
+    np.testing.assert_array_equal(Image.open(io.BytesIO(encode_png(image))), image)

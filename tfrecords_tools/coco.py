@@ -1,0 +1,231 @@
+"""COCO 2017 with the classes of PASCAL VOC, for training before VOC.
+
+    annotations/instances_{train,val}2017.json
+    {train,val}2017/<file_name>.jpg                      or images/{train,val}2017/<file_name>.jpg
+
+Twenty of COCO's categories are VOC's classes; what belongs to the others is background. A label map
+is painted from an image's annotations in the file's order, each on the pixels that are still
+unpainted. A crowd (iscrowd = 1), in which single things were not outlined, is void. The masks are
+those of pycocotools, the makers' own package.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from official import datasets
+from official.errors import RunError
+from official.records import IGNORE_LABEL
+from tfrecords_tools.source import Pair, Source, make_pair
+
+PUBLISHED = {"train": 118287, "val": 5000}
+MIN_FOREGROUND = 1000
+# VOC's classes that COCO calls otherwise.
+COCO_NAMES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+# COCO's category -> the label, which is the class' number in VOC.
+LABELS = {
+    COCO_NAMES.get(name, name): label for label, name in enumerate(datasets.VOC_NAMES) if label
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """What is painted on a label map.
+
+    Attributes:
+      number: the annotation's id.
+      label: 1..20, or 255 for a crowd.
+      segmentation: as in the file: polygons, or a run-length code, compressed or not.
+    """
+
+    number: int
+    label: int
+    segmentation: Any
+
+
+@dataclasses.dataclass
+class LabelledImage:
+    """An image as a JSON file describes it, with the annotations that matter, in the file's order.
+
+    Attributes:
+      file_name: the image file's name.
+      size: (height, width).
+      annotations: those of VOC's classes.
+    """
+
+    file_name: str
+    size: tuple[int, int]
+    annotations: list[Annotation] = dataclasses.field(default_factory=list)
+
+
+def open_source(source_dir: Path) -> Source:
+    """Finds the dataset in a directory and reads its annotations (train2017: 20 s, 3 GB of memory).
+
+    Raises:
+      RunError: there is no split, some of a split's images are missing or not described, a JSON
+        file is damaged, or pycocotools is not installed.
+    """
+    decode = _mask_decoder()
+    splits: dict[str, list[Pair]] = {}
+    described: dict[Path, LabelledImage] = {}
+    for split in PUBLISHED:
+        json_file = source_dir / "annotations" / f"instances_{split}2017.json"
+        folders = [source_dir / f"{split}2017", source_dir / "images" / f"{split}2017"]
+        found = [folder for folder in folders if folder.is_dir()]
+        if not json_file.is_file():
+            print(f"{split}: skipped, no {json_file.relative_to(source_dir)}")
+        elif not found:
+            print(f"{split}: skipped, no {split}2017 and no images/{split}2017")
+        else:
+            print(f"reading {json_file} ({json_file.stat().st_size / 1e6:.0f} MB)", flush=True)
+            images = read_annotations(json_file)
+            splits[split] = _pairs(images, found[0], json_file, source_dir)
+            described |= {found[0] / name: image for name, image in images.items()}
+    if not splits:
+        raise RunError(
+            f"{source_dir} holds no split of COCO 2017: --source_dir is the directory that holds "
+            "annotations, train2017 and val2017"
+        )
+
+    def read_label(pair: Pair) -> np.ndarray:
+        return paint(described[pair.image], decode)
+
+    return Source(
+        datasets.VOC_NAMES,
+        datasets.VOC_PALETTE,
+        splits,
+        read_label,
+        PUBLISHED,
+        min_foreground=MIN_FOREGROUND,
+    )
+
+
+def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
+    """Reads the images of an instances JSON file by their file names.
+
+    Raises:
+      RunError: the file is damaged, is of another kind, or has none of the twenty categories.
+    """
+    try:
+        content = json.loads(json_file.read_bytes())
+        labels = {
+            category["id"]: LABELS[category["name"]]
+            for category in content["categories"]
+            if category["name"] in LABELS
+        }
+        images = {
+            image["id"]: LabelledImage(image["file_name"], (image["height"], image["width"]))
+            for image in content["images"]
+        }
+        for one in content["annotations"]:
+            if one["category_id"] in labels:
+                label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
+                annotation = Annotation(one["id"], label, one["segmentation"])
+                images[one["image_id"]].annotations.append(annotation)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{json_file} cannot be read as JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{json_file} is no file of instances as COCO publishes it (at {error})"
+        ) from error
+    if not labels:
+        raise RunError(f"{json_file} has none of the categories {', '.join(LABELS)}")
+    return {image.file_name: image for image in images.values()}
+
+
+def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -> np.ndarray:
+    """The label map of an image: uint8 [H, W], 0..20 or 255.
+
+    Raises:
+      RunError: an annotation is no mask of the image's size.
+    """
+    labels = np.zeros(image.size, np.uint8)
+    for annotation in image.annotations:
+        try:
+            mask = decode(annotation.segmentation, *image.size)
+            labels[(labels == 0) & (mask != 0)] = annotation.label
+        except Exception as error:  # pycocotools raises bare ones, and many kinds
+            raise RunError(
+                f"{image.file_name}: annotation {annotation.number} is no mask of {image.size[0]} "
+                f"x {image.size[1]} pixels: {error}"
+            ) from error
+    return labels
+
+
+def _mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
+    """A function segmentation, height, width -> uint8 [height, width], 1 where the mask is."""
+    try:
+        from pycocotools import mask as masks
+    except ImportError:
+        raise RunError(
+            "--dataset=coco needs the package pycocotools: pip install pycocotools"
+        ) from None
+
+    def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
+        _check_segmentation(segmentation, height, width)
+        if isinstance(segmentation, list):  # polygons, of which a thing may have several
+            return masks.decode(masks.merge(masks.frPyObjects(segmentation, height, width)))
+        if isinstance(segmentation["counts"], list):  # not compressed
+            segmentation = masks.frPyObjects(segmentation, height, width)
+        return masks.decode(segmentation)
+
+    return decode
+
+
+def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
+    """Raises ValueError for what the package's C code would take, and fail without a word."""
+    if isinstance(segmentation, list):
+        far = 10 * max(height, width)
+        if not all(-far < value < far for polygon in segmentation for value in polygon):
+            raise ValueError("its polygon is far outside")
+        return
+    if segmentation["size"] != [height, width]:
+        raise ValueError(f"its size is {segmentation['size']}")
+    counts = segmentation["counts"]
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    if sum(runs) != height * width:
+        raise ValueError(f"its runs have {sum(runs)} pixels")
+
+
+def _runs(counts: str) -> list[int]:
+    """The lengths of the runs in a compressed code (maskApi.c, rleFrString).
+
+    A number has five bits to a character, from the lowest on, and from the fourth number on is the
+    difference to the number but one before.
+    """
+    runs: list[int] = []
+    value = bits = 0
+    for code in (ord(character) - 48 for character in counts):
+        value |= (code & 0x1F) << bits
+        bits += 5
+        if not code & 0x20:
+            if code & 0x10:  # negative
+                value -= 1 << bits
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    return runs
+
+
+def _pairs(
+    images: Mapping[str, LabelledImage], folder: Path, json_file: Path, source_dir: Path
+) -> list[Pair]:
+    there = {path.name for path in folder.iterdir() if path.suffix == ".jpg"}
+    for names, what in (
+        (images.keys() - there, f"is missing, which {json_file} describes"),
+        (there - images.keys(), f"is not described in {json_file}"),
+    ):
+        if names:
+            more = f", and {len(names) - 1} more like it" if len(names) > 1 else ""
+            raise RunError(f"{folder / min(names)} {what}{more}")
+    return [make_pair(folder / name, None, source_dir) for name in sorted(images)]

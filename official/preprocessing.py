@@ -84,16 +84,25 @@ def sample_image(image: tf.Tensor, rows: Positions, columns: Positions) -> tf.Te
     first, last = tf.reduce_min(columns.lower), tf.reduce_max(columns.upper)
     image = image[:, first : last + 1]
     columns = columns._replace(lower=columns.lower - first, upper=columns.upper - first)
-    # Rows first: they are contiguous, and afterwards only the crop's rows remain. As products of
-    # [1, 2] and [2, bytes of a row], because sums and products of whole maps cost three times that.
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    neighbours = tf.gather(tf.reshape(image, [height, -1]), tf.stack([rows.lower, rows.upper], 1))
-    weights = tf.stack([1.0 - rows.fraction, rows.fraction], 1)[:, tf.newaxis]
-    image = tf.reshape(weights @ tf.cast(neighbours, tf.float32), [-1, width, 3])
-    fraction = columns.fraction[:, tf.newaxis]
-    left = tf.gather(image, columns.lower, axis=1)
-    right = tf.gather(image, columns.upper, axis=1)
-    image = left + (right - left) * fraction
+
+    def picked() -> tf.Tensor:
+        return tf.cast(tf.gather(tf.gather(image, rows.lower), columns.lower, axis=1), tf.float32)
+
+    def interpolated() -> tf.Tensor:
+        # Rows first: they are contiguous, and afterwards only the crop's rows remain. As products
+        # of [1, 2] and [2, values of a row]: passes over whole maps would cost three times that.
+        height, width = tf.shape(image)[0], tf.shape(image)[1]
+        neighbours = tf.stack([rows.lower, rows.upper], 1)
+        neighbours = tf.gather(tf.reshape(image, [height, -1]), neighbours)
+        weights = tf.stack([1.0 - rows.fraction, rows.fraction], 1)[:, tf.newaxis]
+        between = tf.reshape(weights @ tf.cast(neighbours, tf.float32), [-1, width, 3])
+        left = tf.gather(between, columns.lower, axis=1)
+        right = tf.gather(between, columns.upper, axis=1)
+        return left + (right - left) * columns.fraction[:, tf.newaxis]
+
+    # At scale 1 every place is a pixel.
+    on_pixels = tf.reduce_all(rows.fraction == 0) & tf.reduce_all(columns.fraction == 0)
+    image = tf.cond(on_pixels, picked, interpolated)
     inside = _inside(rows, columns)
     return tf.cond(
         tf.reduce_all(inside),

@@ -43,3 +43,17 @@ def test_rates(name, flags, shapes):
     for line, (name, rates) in zip(table[2:], results.items(), strict=True):
         assert line.startswith(name)
         assert min(rates.values()) > 0
+
+
+def test_search_step():
+    tiny = ("--crop_size=33", "--num_layers=1", "--num_blocks=1", "--filter_multiplier=1")
+    table, results = run("search_step", "--space=dil", "--steps=1", *tiny)
+    assert set(results) == {
+        *("weight_step_s", "search_step_s", "first_step_s", "peak_rss_gb"),
+        *("matmul_gflops", "conv_gflops", "weight_step_gflop", "search_step_gflop"),
+        *("weight_fraction_of_limit", "search_fraction_of_limit"),
+    }
+    assert min(results.values()) > 0 and "crop 33, batch 2, F = 1, L = 1, B = 1" in table[0]
+    # One more forward pass and one more by the inputs, to three.
+    ratio = results["search_step_gflop"] / results["weight_step_gflop"]
+    assert ratio == pytest.approx(5 / 3)

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Collection, Iterator
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from PIL import Image
 
 from official.errors import RunError
 
 # No dot in a split's name: <dataset>-<split>.tfrecord-00000-of-00001 is tensorflow-datasets' way.
 _SHARD = re.compile(r"(?P<split>[^.]+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.tfrecords?)?")
+# What DeepLab's readers take too: <split>-*. Of unknown number, so nothing can be missed.
+_UNNUMBERED = re.compile(r"(?P<split>[^.-]+)-[^.]*\.tfrecords?")
 _SIDES = ("image/height", "image/width")
 # The wire type of all fields of a tf.Example that stand above the values.
 _LENGTH_DELIMITED = 2
@@ -31,11 +34,14 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
       RunError: a split's shards are those of two conversions.
     """
     found: dict[str, dict[str, re.Match[str]]] = {}
+    unnumbered: dict[str, list[str]] = {}
     names = sorted(os.listdir(data_dir)) if os.path.isdir(data_dir) else []
     for name in names:
         shard = _SHARD.fullmatch(name)
         if shard:
             found.setdefault(shard["split"], {})[name] = shard
+        elif other := _UNNUMBERED.fullmatch(name):
+            unnumbered.setdefault(other["split"], []).append(name)
     for split, shards in found.items():
         first = next(iter(shards.values()))
         suffix, count = first["suffix"] or "", first["count"]
@@ -48,7 +54,7 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
                 f"not there ({missing[0]}{', ...' if len(missing) > 1 else ''})",
                 file=sys.stderr,
             )
-        more = sorted(shards.keys() - set(wanted))
+        more = sorted({*shards, *unnumbered.get(split, [])} - set(wanted))
         if more:
             raise RunError(
                 f"{os.path.join(data_dir, more[0])} is none of the {len(wanted)} shards of split "
@@ -56,7 +62,7 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
             )
     return {
         split: tuple(os.path.join(data_dir, name) for name in shards)
-        for split, shards in found.items()
+        for split, shards in sorted({**found, **unnumbered}.items())
     }
 
 
@@ -95,7 +101,10 @@ def _features(
                 raise ValueError("a feature without key or value")
             key = data[slice(*entry[1])].decode()
             if key in keys:
-                found[key] = tf.train.Feature.FromString(data[slice(*entry[2])])
+                try:
+                    found[key] = tf.train.Feature.FromString(data[slice(*entry[2])])
+                except DecodeError:
+                    raise ValueError("it is no tf.Example") from None
     return found
 
 

@@ -227,5 +227,8 @@ def _pairs(
     ):
         if names:
             more = f", and {len(names) - 1} more like it" if len(names) > 1 else ""
-            raise RunError(f"{folder / min(names)} {what}{more}")
-    return [make_pair(folder / name, None, source_dir) for name in sorted(images)]
+            message = f"{folder / min(names)} {what}{more}"
+            if there.isdisjoint(images):
+                raise RunError(message)
+            print(f"warning: {message}")
+    return [make_pair(folder / name, None, source_dir) for name in sorted(there & images.keys())]

@@ -489,6 +489,9 @@ def _check_target(target: Path) -> None:
         raise RunError(
             f"{target} exists and is not an empty directory: choose another --output_dir"
         )
+    if os.path.ismount(target):
+        # The finished directory takes its name by a rename, which a volume's root cannot have.
+        raise RunError(f"{target} is a mount point: choose a directory in it as --output_dir")
 
 
 if __name__ == "__main__":

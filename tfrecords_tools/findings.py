@@ -12,9 +12,17 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
+from official.errors import RunError
 from official.input_pipeline import decode_image, decode_label
 from official.progress import Progress
-from official.records import Description, Split, explain, parse_example
+from official.records import (
+    Description,
+    Split,
+    explain,
+    index_records,
+    parse_example,
+    read_record,
+)
 
 # Records that are read ahead of the slowest one; they stay in memory.
 AHEAD = 32
@@ -166,12 +174,24 @@ def mismatches(
 
 
 def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
-    # One damaged file does not hide what the others hold.
+    # A damaged record or file does not hide what the others hold.
     for file in split.files:
         try:
-            yield from tf.data.TFRecordDataset(file)
-        except tf.errors.DataLossError as error:
-            findings.errors.append(f"{file}: {explain(error)}")
+            offsets = index_records([file])[1]
+        except RunError as error:
+            findings.errors.append(str(error))
+            continue
+        place = 0
+        try:
+            for record in tf.data.TFRecordDataset(file):
+                place += 1
+                yield record
+        except tf.errors.DataLossError:
+            for number, offset in enumerate(offsets[place:], start=place + 1):
+                try:
+                    yield read_record(tf.constant(file), tf.constant(offset))
+                except tf.errors.DataLossError as error:
+                    findings.errors.append(f"{file}: record {number} of it: {explain(error)}")
 
 
 def _in_parallel(

@@ -91,7 +91,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
             f"{path} has {len(lines)} classes: at most {IGNORE_LABEL} (0..{IGNORE_LABEL - 1}) fit "
             f"into 8 bits beside {IGNORE_LABEL} for void"
         )
-    names, palette = [], list(datasets.voc_palette(len(lines)))
+    # VOC's first colour is black, which shows little on pictures: for a background only.
+    first = 0 if lines[0].partition("\t")[0].strip().lower() == "background" else 1
+    names, palette = [], list(datasets.voc_palette(len(lines) + first)[first:])
     for i, line in enumerate(lines):
         name, _, color = (part.strip() for part in line.partition("\t"))
         if name in names:

@@ -67,9 +67,12 @@ def match(
 ) -> list[Pair]:
     """Pairs images and labels that have the same key, in the order of the keys.
 
+    What has no partner, as in part of a download, is left out with a warning.
+
     Raises:
-      RunError: an image without label or a label without image; names the first and their number.
+      RunError: nothing has a partner.
     """
+    both = sorted(images.keys() & labels.keys())
     for ours, theirs, what in (
         (images, labels, f"image has no label ({label_pattern})"),
         (labels, images, "label has no image"),
@@ -77,8 +80,10 @@ def match(
         alone = sorted(ours.keys() - theirs.keys())
         if alone:
             more = f", and {len(alone) - 1} more like it" if len(alone) > 1 else ""
-            raise RunError(f"{ours[alone[0]]}: this {what}{more}")
-    return [make_pair(images[key], labels[key], source_dir) for key in sorted(images)]
+            if not both:
+                raise RunError(f"{ours[alone[0]]}: this {what}{more}")
+            print(f"warning: {ours[alone[0]]} is left out: this {what}{more}")
+    return [make_pair(images[key], labels[key], source_dir) for key in both]
 
 
 def read_index_png(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ void. Training and test data are two archives that are unpacked into the same fo
 images have no labels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ def open_source(source_dir: Path) -> Source:
     A split without a list, or without any of its images, is skipped with a line.
 
     Raises:
-      RunError: there is no split, or some of a split's images or labels are missing.
+      RunError: there is no split, or a split without any image or label that its list names.
     """
     root = find_root(source_dir)
     images, labels = image_files(root), files(root / "SegmentationClass", ".png")
@@ -42,9 +42,9 @@ def open_source(source_dir: Path) -> Source:
         if images.keys().isdisjoint(names):
             print(f"{split}: skipped, no image of {path.relative_to(root)} in JPEGImages")
             continue
-        check_listed(names, images, path, root / "JPEGImages" / "*.jpg")
+        names = listed(names, images, path, root / "JPEGImages" / "*.jpg")
         if split != "test":
-            check_listed(names, labels, path, root / "SegmentationClass" / "*.png")
+            names = listed(names, labels, path, root / "SegmentationClass" / "*.png")
         splits[split] = [
             make_pair(images[name], None if split == "test" else labels[name], root)
             for name in names
@@ -102,20 +102,27 @@ def image_files(root: Path) -> dict[str, Path]:
     return files(root / "JPEGImages", ".jpg")
 
 
-def check_listed(names: Iterable[str], there: Iterable[str], listed_in: Path, where: Path) -> None:
-    """Raises RunError, with the first and their number, if `there` lacks some of the names.
+def listed(names: Sequence[str], there: Collection[str], listed_in: Path, where: Path) -> list[str]:
+    """Those of the names that have a file; a warning says which first one has none, and how many.
 
     Args:
       names: the names in the list.
       there: the names that have a file.
       listed_in: the list.
       where: path of such a file, with * for the name.
+
+    Raises:
+      RunError: none has a file.
     """
     missing = sorted(set(names) - set(there))
     if missing:
         more = f", and {len(missing) - 1} more like it" if len(missing) > 1 else ""
         path = where.with_name(where.name.replace("*", missing[0]))
-        raise RunError(f"{path} is missing, which {listed_in} names{more}")
+        message = f"{path} is missing, which {listed_in} names{more}"
+        if len(missing) == len(set(names)):
+            raise RunError(message)
+        print(f"warning: {message}")
+    return [name for name in names if name in there]
 
 
 def check_classes(label: np.ndarray, path: Path) -> np.ndarray:

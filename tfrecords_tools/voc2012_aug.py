@@ -89,7 +89,6 @@ def _find_sbd(source_dir: Path, root: Path) -> tuple[Path, dict[str, Path]]:
 def _listed_mat_files(folder: Path) -> dict[str, Path]:
     files, listed = voc2012.files(folder, ".mat"), {}
     for path in (folder.parent / "train.txt", folder.parent / "val.txt"):
-        names = voc2012.read_list(path)
-        voc2012.check_listed(names, files, path, folder / "*.mat")
+        names = voc2012.listed(voc2012.read_list(path), files, path, folder / "*.mat")
         listed.update({name: files[name] for name in names})
     return listed

@@ -1,5 +1,7 @@
 """Shards without description, as DeepLab's own scripts write them."""
 
+import contextlib
+import os
 import shutil
 
 import numpy as np
@@ -257,3 +259,24 @@ def test_labels_that_are_no_classes_are_named(data):
     dataset = eval_images(read_description(str(data), 20), "train")
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"2007_00000\d: label 20 is neither"):
         list(dataset)
+
+
+def test_shards_without_a_number_of_all(data):
+    # DeepLab's readers take <split>-*.
+    whole = read_description(str(data), 21).split("val")
+    for place, path in enumerate(sorted(data.glob("val-*"))):
+        path.rename(data / f"val-{place}.tfrecord")
+    split = read_description(str(data), 21).split("val")
+    assert [os.path.basename(f) for f in split.files] == [f"val-{i}.tfrecord" for i in range(4)]
+    assert (split.num_examples, split.sizes) == (whole.num_examples, whole.sizes)
+
+
+def test_a_record_that_is_damaged_inside_is_named(data):
+    file = data / "val-00000-of-00004.tfrecord"
+    content = bytearray(file.read_bytes())
+    place = content.index(b"image/height") + len(b"image/height")
+    for change in range(256):  # what stands there are lengths and kinds, then the number
+        content[place + 3] = change
+        file.write_bytes(bytes(content))
+        with contextlib.suppress(RunError):
+            read_description(str(data), 21)

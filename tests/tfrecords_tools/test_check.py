@@ -180,6 +180,14 @@ def test_sizes_that_are_not_described(data_dir, capsys):
     expect_error(data_dir, capsys, "train: the image sizes are not those of the description")
 
 
+def test_a_damaged_record_does_not_hide_those_behind_it(data_dir, capsys):
+    file = Path(shard(data_dir))
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1  # in the data of the first record
+    file.write_bytes(content)
+    expect_error(data_dir, capsys, f"{file.name}: record 1 of it", "train: 3 records, but")
+
+
 def test_damaged_file(data_dir, capsys):
     file = Path(shard(data_dir))
     content = bytearray(file.read_bytes())

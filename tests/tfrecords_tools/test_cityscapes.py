@@ -1,12 +1,12 @@
 """Cityscapes' splits: fine, coarse, and test without labels. The labels: test_convert.py."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from official.errors import RunError
 from official.records import read_description
 from tests.contents import contents
 from tfrecords_tools import cityscapes
@@ -135,16 +135,19 @@ def test_what_was_not_downloaded_is_skipped(tmp_path, capsys, downloaded, splits
     [
         (
             "gtCoarse/train_extra/town/town_000002_000019_gtCoarse_labelIds.png",
-            "train_extra/town/town_000002_000019_leftImg8bit.png: this image has no label "
-            r"\(gtCoarse/train_extra/\*/\*_gtCoarse_labelIds.png\)",
+            "train_extra/town/town_000002_000019_leftImg8bit.png is left out: this image "
+            r"has no label \(gtCoarse/train_extra/\*/\*_gtCoarse_labelIds.png\)",
         ),
         (
             "leftImg8bit/train_extra/town/town_000001_000019_leftImg8bit.png",
-            "train_extra/town/town_000001_000019_gtCoarse_labelIds.png: this label has no image",
+            "train_extra/town/town_000001_000019_gtCoarse_labelIds.png is left out: this label "
+            "has no image",
         ),
     ],
 )
-def test_half_a_pair_is_an_error(source, tmp_path, missing, message):
+def test_half_a_pair_is_left_out(source, missing, message, capsys):
+    before = {k: len(pairs) for k, pairs in cityscapes.open_source(source).splits.items()}
     (source / missing).unlink()
-    with pytest.raises(RunError, match=message):
-        convert("cityscapes", str(source), str(tmp_path / "data"))
+    after = {k: len(pairs) for k, pairs in cityscapes.open_source(source).splits.items()}
+    assert after == before | {"train_extra": before["train_extra"] - 1}
+    assert re.search(f"warning: .*{message}", capsys.readouterr().out)

@@ -141,7 +141,7 @@ flags.DEFINE_bool("random_scale", True, "Augmentation: scale by 0.5, 0.75, ..., 
 flags.DEFINE_bool("random_crop", True, "Augmentation: crop anywhere; else the middle.")
 flags.DEFINE_bool("random_flip", True, "Augmentation: mirror left and right.")
 flags.DEFINE_bool(
-    "cache_data", False, "Decode the training images once and keep them in memory: 4 bytes a pixel."
+    "cache_data", False, "Decode the training images once and keep them in memory: 9 bytes a pixel."
 )
 _strength("learning_rate", None, "Initial rate. Default: 0.025 (cosine), 0.05 (polynomial).")
 _strength("weight_decay", None, "Coupled L2. Default: 3e-4 on all weights, 4e-5 on kernels.")

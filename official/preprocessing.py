@@ -4,7 +4,8 @@ Everything random is drawn from one stateless seed, so an example looks the same
 whenever it is made.
 
 Scaling, cropping and flipping only choose, for every row and column of the crop, the row and column
-of the source that it shows. `source_positions` computes them in integers on the aligned-corner
+of the source that it shows: `crop_positions` draws them, before anything is decoded, and
+`sample_image` and `sample_label` look there. They are computed in integers on the aligned-corner
 grid: the image interpolates between the two neighbours of a position and the label takes the nearer
 one. So both follow one grid exactly, and pixels that the crop does not show are never computed.
 """
@@ -117,43 +118,6 @@ def sample_label(
     """Nearest values of `label` (uint8 [H, W]) at rows x columns: int32 [h, w]; padding is void."""
     label = tf.gather(tf.gather(label, rows.nearest), columns.nearest, axis=1)
     return tf.where(_inside(rows, columns), tf.cast(label, tf.int32), ignore_label)
-
-
-def augment(
-    image: tf.Tensor,
-    label: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    crop_size: tuple[int, int],
-    scales: Sequence[float],
-    random_crop: bool,
-    flip: bool,
-    ignore_label: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales, pads, crops and flips an image and its label alike: `crop_positions`, then samples.
-
-    Args:
-      image: uint8 [H, W, 3].
-      label: uint8 [H, W].
-      seed, crop_size, scales, random_crop, flip: as those of `crop_positions`.
-      ignore_label: label of padding.
-
-    Returns:
-      Image float32 [height, width, 3], values 0..255, and label int32 [height, width].
-    """
-    rows, columns = crop_positions(
-        tf.shape(image, tf.int64)[:2],
-        seed,
-        crop_size=crop_size,
-        scales=scales,
-        random_crop=random_crop,
-        flip=flip,
-    )
-    height, width = crop_size
-    return (
-        tf.ensure_shape(sample_image(image, rows, columns), [height, width, 3]),
-        tf.ensure_shape(sample_label(label, rows, columns, ignore_label), [height, width]),
-    )
 
 
 def crop_positions(

@@ -12,16 +12,20 @@ within a source by destination. `tests/auto_deeplab/reference.py` is the plain f
 equals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from auto_deeplab import search_space
+from official.depthwise import depthwise_conv2d
 from official.normalization import PackedNorm
+from official.resizing import dimensions
 
 EPSILON = 1e-3
 POOLS = ("avg_pool_3x3", "max_pool_3x3")
+PLAIN = (*POOLS, search_space.SKIP_CONNECT)  # without weights
 
 # Weights or scales of the edges that leave one source, by name.
 SourceTensors = Mapping[str, tf.Tensor]
@@ -94,13 +98,13 @@ def scales(
         skip connection, weighted.
     """
     convolutions = [name for name in operations if "conv" in name]
-    plain = [name for name in operations if name in (*POOLS, search_space.SKIP_CONNECT)]
+    plain = [name for name in operations if name in PLAIN]
     sources = []
     for rows in edge_rows(num_blocks):
         leaving = tf.gather(alpha, rows)  # [n, operations]
-        source = {
-            name: tf.repeat(leaving[:, operations.index(name)], channels) for name in convolutions
-        }
+        copies = tf.tile(leaving[..., None], [1, 1, channels])  # [n, operations, C]
+        columns = tf.unstack(copies, axis=1)
+        source = {name: tf.reshape(columns[operations.index(name)], [-1]) for name in convolutions}
         if plain:
             columns = tf.gather(leaving, [operations.index(name) for name in plain], axis=1)
             # [P, C, n, C]: alpha where both channels are the same, else 0.
@@ -111,7 +115,7 @@ def scales(
 
 
 def statistics_size(operations: Sequence[str], destinations: int, channels: int) -> int:
-    """The number of channels that `leave` normalises."""
+    """The number of channels that `leave` normalises for one arrow."""
     count = 0
     for operation in operations:
         if "conv" in operation:
@@ -121,88 +125,115 @@ def statistics_size(operations: Sequence[str], destinations: int, channels: int)
     return count
 
 
+def any_size(operations: Sequence[str], dtype: str) -> tuple[tf.TensorSpec, Any, Any]:
+    """The first three arguments of `leave` for all sizes at once: what a function is traced for."""
+    weights = {
+        name: tf.TensorSpec((*size, None, 1 if "depthwise" in name else None), dtype)
+        for name, (*size, _, _) in weight_shapes(operations, 1, 1).items()
+    }
+    scale = {name: tf.TensorSpec([None]) for name in operations if "conv" in name}
+    if any(name in PLAIN for name in operations):
+        scale["mix"] = tf.TensorSpec([1, 1, None, None])
+    return tf.TensorSpec([None] * 5, dtype), weights, scale
+
+
 def leave(
     h: tf.Tensor,
-    destinations: int,
     weights: SourceTensors,
     scale: SourceTensors,
     operations: Sequence[str],
     norm: PackedNorm,
 ) -> tf.Tensor:
-    """What one state contributes to all the blocks that it feeds (Eq. 2 for n edges at once).
+    """What one state contributes to all n blocks that it feeds (Eq. 2 for n edges at once).
+
+    Nothing here needs to know a size before it runs: traced for unknown ones, the same function
+    serves every state of every cell.
 
     Args:
-        h: the state, [N, H, W, C].
-        destinations: n.
+        h: the state in each of A cells that share weights, [N, H, W, A, C].
         weights: this source's part of `weight_shapes`.
         scale: this source's entry of `scales`.
         norm: normalises, in this function's order.
 
     Returns:
-        [N, H, W, n * C], by destination.
+        [N, H, W, A, n * C], by destination.
     """
-    dtype = h.dtype
-    plain, terms = [], []
-    active = tf.nn.relu(h)
-    copies = tf.tile(active, [1, 1, 1, destinations])
+    _, height, width, arrows, channels = dimensions(h)
+    wide = dimensions(next(iter(scale.values())))[-1]  # n * C
+    # What treats every pixel by itself may have the arrows as columns; what treats every channel by
+    # itself, as channels. Nothing moves in memory.
+    state_as_channels = as_shape(-1, height, width, arrows * channels)
+    state_as_columns = as_shape(-1, height, width * arrows, channels)
+    as_channels = as_shape(-1, height, width, arrows * wide)
+    as_columns = as_shape(-1, height, width * arrows, wide)
+
+    def for_all_arrows(weight: tf.Tensor, axis: int) -> tf.Tensor:
+        return tf.tile(weight, [arrows if i == axis else 1 for i in range(weight.shape.rank)])
+
+    def weighted(x: tf.Tensor, operation: str) -> tf.Tensor:
+        return norm(x, for_all_arrows(scale[operation], 0))
 
     def separable(x: tf.Tensor, operation: str, stage: str, rate: int) -> tf.Tensor:
-        depthwise = weights[f"{operation}.depthwise_kernel_{stage}"]
-        x = tf.nn.depthwise_conv2d(x, depthwise, [1] * 4, "SAME", dilations=[rate, rate])
+        depthwise = for_all_arrows(weights[f"{operation}.depthwise_kernel_{stage}"], 2)
+        x = tf.reshape(depthwise_conv2d(x, depthwise, rate), as_columns)
         # C input channels per filter: a grouped convolution, one group per destination.
-        return tf.nn.conv2d(x, weights[f"{operation}.pointwise_kernel_{stage}"], 1, "SAME")
+        x = tf.nn.conv2d(x, weights[f"{operation}.pointwise_kernel_{stage}"], 1, "SAME")
+        return tf.reshape(x, as_channels)
 
+    x = tf.reshape(h, state_as_channels)
+    active = tf.nn.relu(x)
+    copies = tf.tile(tf.reshape(active, state_as_columns), [1, 1, 1, wide // channels])
+    copies = tf.reshape(copies, as_channels)
+    plain, terms = [], []
     for operation in operations:
         if operation.startswith("sep_conv"):
-            x = tf.nn.relu(norm(separable(copies, operation, "1", rate=1)))
-            terms.append(norm(separable(x, operation, "2", rate=1), scale[operation]))
+            y = tf.nn.relu(norm(separable(copies, operation, "1", rate=1)))
+            terms.append(weighted(separable(y, operation, "2", rate=1), operation))
         elif operation.startswith("dil_conv"):
-            terms.append(norm(separable(copies, operation, "1", rate=2), scale[operation]))
+            terms.append(weighted(separable(copies, operation, "1", rate=2), operation))
         elif operation.startswith("atrous_conv"):
-            kernel = weights[f"{operation}.kernel"]
-            x = tf.nn.conv2d(active, kernel, 1, "SAME", dilations=2)
-            terms.append(norm(x, scale[operation]))
+            # Likewise one group per arrow.
+            kernel = for_all_arrows(weights[f"{operation}.kernel"], 3)
+            y = tf.nn.conv2d(active, kernel, 1, "SAME", dilations=2)
+            terms.append(weighted(y, operation))
         elif operation == "avg_pool_3x3":
-            plain.append(norm(tf.nn.avg_pool2d(h, 3, 1, "SAME")))
+            plain.append(norm(tf.nn.avg_pool2d(x, 3, 1, "SAME")))
         elif operation == "max_pool_3x3":
-            plain.append(norm(tf.nn.max_pool2d(h, 3, 1, "SAME")))
+            plain.append(norm(tf.nn.max_pool2d(x, 3, 1, "SAME")))
         elif operation == search_space.SKIP_CONNECT:
-            plain.append(h)
+            plain.append(x)
         else:
             assert operation == search_space.NONE, operation  # contributes nothing
     if plain:
-        terms.append(tf.nn.conv2d(tf.concat(plain, -1), tf.cast(scale["mix"], dtype), 1, "SAME"))
-    return tf.add_n(terms)
+        y = tf.concat([tf.reshape(y, state_as_columns) for y in plain], -1)
+        y = tf.nn.conv2d(y, tf.cast(scale["mix"], h.dtype), 1, "SAME")
+        terms.append(tf.reshape(y, as_channels))
+    return tf.reshape(tf.add_n(terms), as_shape(-1, height, width, arrows, wide))
 
 
-def mixed_cell(
-    first: tf.Tensor,
-    from_second: tf.Tensor,
-    weights: Sequence[SourceTensors],
-    scale: Sequence[SourceTensors],
-    operations: Sequence[str],
-    norm: PackedNorm,
+def mixed_cells(
+    first: tf.Tensor, from_second: tf.Tensor, leaving: Callable[[tf.Tensor, int], tf.Tensor]
 ) -> tf.Tensor:
-    """One cell (Eq. 5).
+    """The A cells of the arrows that end in one node (Eq. 5): they share weights and H^{l-2}.
 
     Args:
-        first: the adapted H^{l-1}, [N, H, W, C].
-        from_second: what H^{l-2} contributes to the B blocks, [N, H, W, B * C] (see `leave`): the
-            up to three cells of a node share it.
-        weights, scale: one entry per source, without H^{l-2}'s.
+        first: H^{l-1} as each arrow brings it, adapted, [N, H, W, A, C].
+        from_second: what H^{l-2} contributes to the B blocks, [N, H, W, 1, B * C] (see `leave`).
+        leaving: `leave` for (state, index of the source: 0 for H^{l-1}, 2 + j for block j).
 
     Returns:
-        the concatenated blocks, [N, H, W, B * C].
+        the concatenated blocks of each cell, [N, H, W, A, B * C].
     """
-    channels = first.shape[-1]
-    remaining = from_second.shape[-1] // channels
-    pending = from_second + leave(first, remaining, weights[0], scale[0], operations, norm)
-    blocks = []
-    while True:
-        block, remaining = pending[..., :channels], remaining - 1
+    arrows, channels = first.shape[3:]
+    pending = tf.concat([from_second] * arrows, 3) + leaving(first, 0)
+    blocks: list[tf.Tensor] = []
+    while pending.shape[-1] > channels:
+        block, pending = tf.split(pending, [channels, pending.shape[-1] - channels], axis=-1)
         blocks.append(block)
-        if remaining == 0:
-            return tf.concat(blocks, -1)
-        source = len(blocks)
-        leaving = leave(block, remaining, weights[source], scale[source], operations, norm)
-        pending = pending[..., channels:] + leaving
+        pending += leaving(block, 1 + len(blocks))
+    return tf.concat([*blocks, pending], -1)
+
+
+def as_shape(*sizes: Any) -> Any:
+    """What tf.reshape takes, made once for many."""
+    return sizes if all(isinstance(size, int) for size in sizes) else tf.stack(sizes)

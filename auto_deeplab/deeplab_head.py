@@ -1,6 +1,7 @@
 """ASPP and the decoder of DeepLabv3+ as the released Auto-DeepLab has them: all convolutions dense.
 
-As in operations.py, `training=True` means that BN uses the batch's statistics, nothing else.
+As in operations.py, `training=True` means that BN uses the batch's statistics; otherwise it is part
+of the convolution before it.
 """
 
 import keras

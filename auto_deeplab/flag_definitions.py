@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from auto_deeplab import cost_table, genotype, search_space, submission
+from auto_deeplab import cost_table, genotype, search_space, submission, supernet
 from auto_deeplab.run_record import NETWORK
 from official import distribution
 
@@ -132,6 +132,7 @@ flags.DEFINE_string("checkpoint", None, "Path up to the step, or directory. Defa
 flags.DEFINE_enum("distribution_strategy", "one_device", distribution.STRATEGIES, "Where to run.")
 flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "What layers compute in.")
 flags.DEFINE_bool("jit_compile", False, "search, train: compile the step with XLA; one replica.")
+_count("steps_per_loop", 1, "search, train: steps in one call of TensorFlow.")
 flags.DEFINE_bool("deterministic", False, "Equal runs give equal bits; slower, one thread.")
 
 # search and train
@@ -179,6 +180,12 @@ _list(
 )
 _count("num_layers", 12, "search: L.")
 _count("num_blocks", 5, "search: B.")
+flags.DEFINE_enum(
+    "recompute",
+    "cell",
+    list(supernet.RECOMPUTE),
+    "search: what the backward pass computes again instead of keeping: docs/performance.md.",
+)
 flags.DEFINE_enum(
     "alpha_sharing",
     "global",

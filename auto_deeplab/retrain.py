@@ -13,7 +13,7 @@ from auto_deeplab.trained import check_genotype
 from official import averaging, checkpoints
 from official.errors import RunError
 from official.losses import mining_share
-from official.training_step import mean_loss, minimize
+from official.training_step import NO_INLINE, Losses, mean_loss, minimize, several
 
 Batch = dict[str, tf.Tensor]
 
@@ -64,15 +64,18 @@ class Retrain:
         self.averaged, self._ema_decay = averaged, ema_decay
         self.start_averages()
         optimizer.build(network.trainable_variables)
-        self.train_step = tf.function(self._train_step, jit_compile=jit_compile)
+        self.train_step = tf.function(
+            self._train_step, jit_compile=jit_compile, experimental_attributes=NO_INLINE
+        )
+        self.steps = several(self.step)
 
     def start_averages(self) -> None:
         """Begins the averages at the network's present values: for whoever has changed those."""
         if self.averaged is not None:
             averaging.start(self.averaged.variables, self.network.variables)
 
-    def step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """One update.
+    def step(self, batch: Batch) -> Losses:
+        """One update; `steps` makes several of them, or one, in one call.
 
         Args:
             batch: "image" float32 [n, h, w, 3], "label" int32 [n, h, w] and "number" int64 [n], the

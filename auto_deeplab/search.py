@@ -13,7 +13,7 @@ from auto_deeplab.architecture import Architecture
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.supernet import SuperNet
 from official.distribution import assign, sum_over_replicas
-from official.training_step import mean_loss, minimize
+from official.training_step import NO_INLINE, Losses, mean_loss, minimize, several
 
 Batch = dict[str, tf.Tensor]
 CostTerm = Callable[[Callable[[int, int], tf.Tensor], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -65,15 +65,23 @@ class Search:
         assert not {id(v) for v in w} & {id(v) for v in a}
         weight_optimizer.build(w)
         architecture_optimizer.build(a)
-        self.weight_step = tf.function(self._weight_step, jit_compile=jit_compile)
-        self.search_step = tf.function(self._search_step, jit_compile=jit_compile)
+        options = {
+            "jit_compile": jit_compile,
+            "autograph": False,
+            "experimental_attributes": NO_INLINE,
+        }
+        self.weight_step = tf.function(self._weight_step, **options)
+        self.architecture_step = tf.function(self._architecture_step, **options)
+        self.steps = several(self.step)
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """The super-net's answer in evaluation: logits float32 [N, H, W, C] of images in 0..255."""
         return self.supernet(images, *self.architecture.probabilities(), training=False)[0]
 
-    def step(self, batch_a: Batch, batch_b: Batch | None = None) -> dict[str, tf.Tensor]:
+    def step(self, batch_a: Batch, batch_b: Batch | None = None) -> Losses:
         """One step: of w on batch_a, then, if there is a batch_b, of alpha and beta on it.
+
+        `steps` makes several of them, or one, in one call.
 
         Args:
             batch_a, batch_b: "image" float32 [n, h, w, 3] and "label" int32 [n, h, w], per replica.
@@ -81,18 +89,16 @@ class Search:
         Returns:
             the losses before the updates: loss_w and, with batch_b, loss_arch.
         """
-        if batch_b is None:
-            return {"loss_w": self.weight_step(batch_a)}
-        loss_w, loss_arch = self.search_step(batch_a, batch_b)
-        return {"loss_w": loss_w, "loss_arch": loss_arch}
+        losses = {"loss_w": self.weight_step(batch_a)}
+        if batch_b is not None:
+            losses["loss_arch"] = self.architecture_step(batch_b, batch_a)
+        return losses
 
     def _weight_step(self, batch: Batch) -> tf.Tensor:
         return self._sum(self._strategy.run(self._update_weights, (batch,)))
 
-    def _search_step(self, batch_a: Batch, batch_b: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_w = self._strategy.run(self._update_weights, (batch_a,))
-        loss_arch = self._strategy.run(self._update_architecture, (batch_b, batch_a))
-        return self._sum(loss_w), self._sum(loss_arch)
+    def _architecture_step(self, batch_b: Batch, batch_a: Batch) -> tf.Tensor:
+        return self._sum(self._strategy.run(self._update_architecture, (batch_b, batch_a)))
 
     def _sum(self, per_replica: Any) -> tf.Tensor:
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
@@ -106,7 +112,7 @@ class Search:
 
     def _update_architecture(self, batch_b: Batch, batch_a: Batch) -> tf.Tensor:
         def forward() -> tuple[tf.Tensor, tf.Tensor]:
-            loss, _ = self._forward(batch_b)()
+            loss, _ = self._forward(batch_b, fixed_weights=not self._second_order)()
             return loss + self._penalty(), loss
 
         optimizer, a = self.architecture_optimizer, self.architecture.trainable_variables
@@ -147,9 +153,12 @@ class Search:
         loss, both = gradients(forward_b, [*a, *w], scale)
         by_a, direction = both[: len(a)], sum_over_replicas(both[len(a) :])
         step = tf.math.divide_no_nan(0.01, tf.linalg.global_norm(direction))
+        forward_a = self._forward(batch_a, fixed_weights=True)
         move(direction, step)
         _, above = gradients(forward_a, a, scale)
-        move(direction, -step)
+        # A super-net may not run twice at the same time: see SuperNet._make_leave.
+        with tf.control_dependencies(above):
+            move(direction, -step)
         _, below = gradients(forward_a, a, scale)
         assign(w, start)
         change = tf.math.divide_no_nan(rate, 2 * step)
@@ -169,10 +178,14 @@ class Search:
         alpha, beta = self.architecture.probabilities()
         return self.cost_term(partial(self.architecture.alpha_of, alpha), beta)
 
-    def _forward(self, batch: Batch) -> Callable[[], tuple[tf.Tensor, Any]]:
+    def _forward(
+        self, batch: Batch, fixed_weights: bool = False
+    ) -> Callable[[], tuple[tf.Tensor, Any]]:
         def forward() -> tuple[tf.Tensor, Any]:
             alpha, beta = self.architecture.probabilities()
-            logits, statistics = self.supernet(batch["image"], alpha, beta, training=True)
+            logits, statistics = self.supernet(
+                batch["image"], alpha, beta, training=True, fixed_weights=fixed_weights
+            )
             loss = mean_loss(
                 batch["label"], logits, self._ignore_label, class_weights=self._class_weights
             )

@@ -2,12 +2,14 @@
 
     H^{l,k} = sum over j in {k-1, k, k+1} of beta^l_{j->k} Cell(adapt(H^{l-1,j}), second; alpha)
 
-A forward pass is a loop over the layers that keeps two layers of tensors. Each node is recomputed
-in the backward pass, so that of a node only its output is stored. Batch statistics are returned,
-not applied: the weight step applies them, the architecture step must not.
+A forward pass is a loop over the layers that keeps two layers of tensors; what the backward pass
+needs is mostly computed again (RECOMPUTE). What many nodes have in common is traced once and then
+called: else the graph of twelve layers takes minutes to build. Batch statistics are returned, not
+applied: the weight step applies them, the architecture step must not.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,8 +19,14 @@ from auto_deeplab import cell, search_space
 from official.normalization import PackedNorm, Statistics, moving_average
 from official.preprocessing import network_input
 from official.resizing import resize_bilinear, sides
+from official.training_step import NO_INLINE
 
 MOMENTUM = 0.9
+
+RECOMPUTE = ("cell", "node", "none")
+"""What the backward pass computes again instead of keeping it: what leaves each state of a cell (it
+keeps the states), all of a node (it keeps nodes' outputs), or nothing.
+"""
 
 Tensors = dict[str, Any]
 
@@ -27,7 +35,9 @@ class Part(keras.layers.Layer):
     """The variables of one part of the super-net: the stem, a node or a head.
 
     It computes nothing. The functions below take a part's weights as plain tensors, so that a node
-    can be recomputed, and one traced function can serve all cells of a level.
+    can be recomputed, and one traced function can serve many. Weights of one shape but for the last
+    channels are *packed* in one variable: every variable costs time in each step, and each takes
+    TensorFlow seconds to place and its optimizer's operations to build.
 
     Args:
         kernels: shape of each kernel, by name.
@@ -43,8 +53,19 @@ class Part(keras.layers.Layer):
         normalized_channels: int,
     ) -> None:
         super().__init__(name=name)
+        self.packs: dict[str, dict[str, int]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        initializers: dict[str, keras.initializers.Initializer] = {}
+        for key, shape in kernels.items():
+            pack = _pack_of_kernel(key, shape)
+            self.packs.setdefault(pack, {})[key] = shape[_packed_axis(pack)]
+            shapes[pack], initializers[pack] = shape, _uniform(key, shape)
+        for key, (value, length) in vectors.items():
+            pack = key.rpartition(".")[2]
+            self.packs.setdefault(pack, {})[key] = length
+            shapes[pack], initializers[pack] = (length,), keras.initializers.Constant(value)
 
-        def add(name: str, shape: tuple[int, ...], initializer: Any, **options: Any) -> Any:
+        def add(name: str, shape: Any, initializer: Any, **options: Any) -> Any:
             return self.add_weight(
                 name=name,
                 shape=shape,
@@ -54,26 +75,44 @@ class Part(keras.layers.Layer):
                 **options,
             )
 
-        self.by_name = {
-            key: add(key, shape, _uniform(key, shape)) for key, shape in kernels.items()
-        }
-        for key, (value, length) in vectors.items():
-            self.by_name[key] = add(key, (length,), keras.initializers.Constant(value))
+        self.packed = {}
+        for pack, sizes in self.packs.items():
+            sides = list(shapes[pack])
+            sides[_packed_axis(pack)] = sum(sizes.values())
+            self.packed[pack] = add(pack, tuple(sides), initializers[pack])
         # Every replica computes the same global statistics, so the first one's value is the value.
         moving = {"trainable": False, "aggregation": "only_first_replica"}
         self.moving_mean = add("moving_mean", (normalized_channels,), "zeros", **moving)
         self.moving_variance = add("moving_variance", (normalized_channels,), "ones", **moving)
 
     def tensors(self, dtype: str) -> Tensors:
-        """The weights by name: kernels in the compute dtype, vectors in float32."""
+        """The packed weights: kernels in the compute dtype, vectors in float32."""
         return {
             name: tf.cast(tf.convert_to_tensor(v), dtype if "kernel" in name else tf.float32)
-            for name, v in self.by_name.items()
+            for name, v in self.packed.items()
         }
+
+    def unpack(self, packed: Mapping[str, tf.Tensor]) -> Tensors:
+        """Tensors like the packed weights, such as their gradients, by the weights' own names."""
+        found: Tensors = {}
+        for pack, sizes in self.packs.items():
+            pieces = tf.split(packed[pack], list(sizes.values()), axis=_packed_axis(pack))
+            found |= dict(zip(sizes, pieces, strict=True))
+        return found
 
     def moving_statistics(self) -> Statistics:
         """The moving mean and variance as tensors."""
         return tf.convert_to_tensor(self.moving_mean), tf.convert_to_tensor(self.moving_variance)
+
+
+def _pack_of_kernel(name: str, shape: tuple[int, ...]) -> str:
+    if "depthwise" in name:
+        return f"depthwise_kernel_{shape[0]}x{shape[1]}"
+    return "pointwise_kernel" if "pointwise" in name else name
+
+
+def _packed_axis(pack: str) -> int:
+    return 2 if "depthwise" in pack else -1
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> keras.initializers.Initializer:
@@ -94,8 +133,7 @@ class SuperNet(keras.Model):
             many.
         stem_filters: channels of the stem's three convolutions.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
-        recompute: recompute every node in the backward pass: a fraction of the memory for about
-            1.3 times the time.
+        recompute: one of RECOMPUTE.
     """
 
     def __init__(
@@ -108,7 +146,7 @@ class SuperNet(keras.Model):
         filter_multiplier: int,
         stem_filters: tuple[int, int, int] = (64, 64, 128),
         alpha_sharing: str = "global",
-        recompute: bool = True,
+        recompute: str = "cell",
     ) -> None:
         # alpha and beta must stay float32 whatever the precision of the convolutions.
         super().__init__(name="supernet", autocast=False)
@@ -137,12 +175,11 @@ class SuperNet(keras.Model):
             head_part(level, output_channels(num_layers, level), num_classes)
             for level in search_space.levels_at(num_layers)
         ]
-        # One trace per level serves all its cells. Synchronised BN cannot run inside a nested
-        # function, so with several replicas the same code is inlined.
-        self._leave_second, self._mixed_cell = self._cell_functions()
-        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
-            self._leave_second = tf.function(self._leave_second)
-            self._mixed_cell = tf.function(self._mixed_cell)
+        # Synchronised BN cannot run inside a nested function: with several replicas, the same code
+        # is inlined.
+        self.inline = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self._leave = functools.cache(self._make_leave)
+        self._nodes: dict[Any, Callable[..., Any]] = {}
         self.built = True
 
     def cell_channels(self, level: int) -> int:
@@ -154,7 +191,12 @@ class SuperNet(keras.Model):
         return [self.stem, *self.nodes, *self.heads]
 
     def call(
-        self, images: tf.Tensor, alpha: tf.Tensor, beta: tf.Tensor, training: bool = False
+        self,
+        images: tf.Tensor,
+        alpha: tf.Tensor,
+        beta: tf.Tensor,
+        training: bool = False,
+        fixed_weights: bool = False,
     ) -> tuple[tf.Tensor, list[Statistics]]:
         """Runs the super-net.
 
@@ -164,6 +206,7 @@ class SuperNet(keras.Model):
                 `Architecture`.
             beta: probabilities, float32 [L, 4, 3].
             training: normalise by the batch's statistics instead of the moving ones.
+            fixed_weights: the nodes' weights get no gradients, which saves their computation.
 
         Returns:
             (logits float32 [N, H, W, classes]; the batch's statistics, one pair per part, for
@@ -175,35 +218,32 @@ class SuperNet(keras.Model):
         x = tf.cast(x, self.compute_dtype)
         found: list[Statistics] = []
 
-        def run(part: Part, function: Callable[..., Any], *inputs: Any) -> Any:
+        def run(part: Part, function: Callable[..., Any], maps: Any, *others: Any) -> Any:
             moving = None if training else part.moving_statistics()
-
-            def pure(weights: Tensors, *inputs: Any) -> tuple[Any, Statistics | None]:
-                norm = PackedNorm(cell.EPSILON, moving)
-                return function(*inputs, weights, norm), norm.statistics()
-
-            if training and self.recompute and part in self.nodes:
-                pure = rematerialized(pure)
-            output, statistics = pure(part.tensors(self.compute_dtype), *inputs)
+            packed = part.tensors(self.compute_dtype)
+            output, statistics = function(moving, maps, packed, *others)
             if statistics is not None:
                 found.append(statistics)
             return output
 
         scales = self._scales(alpha)
-        half, quarter = run(self.stem, stem, x)
+        half, quarter = run(self.stem, with_statistics(stem, self.stem), x)
         layers: dict[int, dict[int, tf.Tensor]] = {-1: {-1: half}, 0: {0: quarter}}
         parts = iter(self.nodes)
         for layer in range(1, self.num_layers + 1):
             layers[layer] = {}
             for level in search_space.levels_at(layer):
+                part = next(parts)
                 sources = search_space.predecessors(layer, level)
-                source_layer, source_level, _ = search_space.second_source(layer, level)
+                source_layer, source_level, factor = search_space.second_source(layer, level)
                 directions = [(j, search_space.direction(j, level)) for j in sources]
+                key = (level, tuple(sources), factor, training, fixed_weights)
+                if key not in self._nodes:
+                    self._nodes[key] = self._make_node(part, *key)
                 layers[layer][level] = run(
-                    next(parts),
-                    self._node_function(layer, level),
-                    [layers[layer - 1][j] for j in sources],
-                    layers[source_layer][source_level],
+                    part,
+                    self._nodes[key],
+                    ([layers[layer - 1][j] for j in sources], layers[source_layer][source_level]),
                     tf.gather_nd(beta[layer - 1], directions),
                     scales[search_space.alpha_index(self.alpha_sharing, layer, level), level],
                 )
@@ -211,7 +251,7 @@ class SuperNet(keras.Model):
 
         logits = []
         for level, part in enumerate(self.heads):
-            own = run(part, head, layers[self.num_layers][level], level)
+            own = run(part, with_statistics(head, part), layers[self.num_layers][level], level)
             logits.append(resize_bilinear(tf.cast(own, tf.float32), padded))
         return tf.add_n(logits)[:, :height, :width], found
 
@@ -235,75 +275,141 @@ class SuperNet(keras.Model):
             moving_average(part.moving_mean, mean, MOMENTUM)
             moving_average(part.moving_variance, variance, MOMENTUM)
 
-    def _cell_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The two heavy pieces of a node, as functions of tensors alone."""
+    def _make_leave(
+        self, level: int, second: bool, training: bool, fixed_weights: bool
+    ) -> Callable[..., Any]:
+        """`cell.leave`, (moving statistics or None, h, weights, scale) -> (tensor, statistics), for
+        H^{l-2} or for all other states of a level.
 
-        def leave_second(
-            h2: tf.Tensor, weights: Any, scale: Any, moving: Statistics | None
-        ) -> tuple[tf.Tensor, Statistics | None]:
-            norm = PackedNorm(cell.EPSILON, moving)
-            y = cell.leave(h2, self.num_blocks, weights, scale, self.operations, norm)
-            return y, norm.statistics()
+        One trace serves them all: the tensors' sizes are left open. But not one for all levels:
+        TensorFlow's CPU kernel for BN keeps the number of channels in itself, so that two calls of
+        one function at the same time, for different numbers, damage memory. States of one level
+        wait for each other, all but H^{l-1} and H^{l-2}, which therefore have a function each.
+        """
 
-        def mixed_cell(
-            h1: tf.Tensor,
-            from_second: tf.Tensor,
-            weights: Any,
-            scale: Any,
-            moving: Statistics | None,
-        ) -> tuple[tf.Tensor, Statistics | None]:
-            norm = PackedNorm(cell.EPSILON, moving)
-            y = cell.mixed_cell(h1, from_second, weights, scale, self.operations, norm)
-            return y, norm.statistics()
+        def leave(norm: PackedNorm, h: tf.Tensor, w: Tensors, scale: Tensors) -> tf.Tensor:
+            if fixed_weights:
+                w = {name: tf.stop_gradient(weight) for name, weight in w.items()}
+            return cell.leave(h, w, scale, self.operations, norm)
 
-        return leave_second, mixed_cell
+        function = with_statistics(leave)
+        if self.recompute == "cell" and training:
+            function = rematerialized(function)
+        if self.inline:
+            return function
+        state, weights, scale = cell.any_size(self.operations, self.compute_dtype)
+        options = {"autograph": False, "experimental_attributes": NO_INLINE}
+        if not training:
+            moving = (tf.TensorSpec([None]), tf.TensorSpec([None]))
+            return tf.function(function, (moving, state, weights, scale), **options)
+        traced = tf.function(
+            lambda h, w, scale: function(None, h, w, scale), (state, weights, scale), **options
+        )
+        return lambda moving, *inputs: traced(*inputs)
 
-    def _node_function(self, layer: int, level: int) -> Callable[..., tf.Tensor]:
-        """Eq. 6 for node (layer, level)."""
-        sources = search_space.predecessors(layer, level)
-        factor = search_space.second_source(layer, level)[2]
+    def _make_node(
+        self,
+        part: Part,
+        level: int,
+        sources: tuple[int, ...],
+        factor: int,
+        training: bool,
+        fixed_weights: bool,
+    ) -> Callable[..., Any]:
+        """Eq. 6 for the nodes of a level that have H^{l-1} from the levels `sources`, and H^{l-2}
+        from a tensor of `factor` times the size; `part` is any one of them.
+        """
         channels = self.cell_channels(level)
-        second_size, cell_size = cell_statistics(self.operations, self.num_blocks, channels)
+        destinations = cell.num_destinations(self.num_blocks)
 
         def node(
-            previous: list[tf.Tensor],
-            second: tf.Tensor,
+            norm: PackedNorm,
+            maps: tuple[list[tf.Tensor], tf.Tensor],
+            w: Tensors,
             beta: tf.Tensor,
             scale: list[Tensors],
-            w: Tensors,
-            norm: PackedNorm,
         ) -> tf.Tensor:
+            previous, second = maps
             packed = {name: w[name] for name in w if name.startswith(self.operations)}
             weights = cell.split_by_source(packed, self.num_blocks, channels)
+
+            def leaving(h: tf.Tensor, source: int) -> tf.Tensor:
+                n = destinations[source]
+                leave = self._leave(level, source == 1, training, fixed_weights)
+                normalized = h.shape[3] * cell.statistics_size(self.operations, n, channels)
+                y = norm.nested(leave, normalized, h, weights[source], scale[source])
+                return tf.ensure_shape(y, [*h.shape[:-1], n * channels])
+
             h2 = conv_bn(tf.nn.relu(second), "second", w, norm, stride=factor)
             # H^{l-2}'s edges are the same for all arrows of the node.
-            from_second = norm.nested(self._leave_second, second_size, h2, weights[1], scale[1])
-            first, first_scale = [weights[0], *weights[2:]], [scale[0], *scale[2:]]
-            terms = []
-            for index, (source, h) in enumerate(zip(sources, previous, strict=True)):
-                h1 = adapt(h, source, level, w, norm)
-                y = norm.nested(self._mixed_cell, cell_size, h1, from_second, first, first_scale)
-                terms.append(tf.cast(beta[index], y.dtype) * y)
-            return tf.add_n(terms)
+            from_second = leaving(h2[..., None, :], 1)
+            pairs = zip(sources, previous, strict=True)
+            h1 = tf.stack([adapt(h, source, level, w, norm) for source, h in pairs], 3)
+            cells = tf.unstack(cell.mixed_cells(h1, from_second, leaving), axis=3)
+            shares = tf.unstack(tf.cast(beta, h1.dtype), len(sources))
+            return tf.add_n([share * y for share, y in zip(shares, cells, strict=True)])
 
-        return node
+        function = with_statistics(node, part)
+        if self.recompute == "node" and training:
+            function = rematerialized(function)
+        if self.inline:
+            return function
+        return tf.function(function, autograph=False, experimental_attributes=NO_INLINE)
+
+
+def with_statistics(function: Callable[..., Any], part: Part | None = None) -> Callable[..., Any]:
+    """A function of (norm, maps, weights, ...) as one of (moving statistics or None, maps, weights,
+    ...) with a second result: the batch's statistics, or None. With `part`, it takes weights packed
+    as those of that part.
+    """
+
+    def wrapper(
+        moving: Statistics | None, maps: Any, w: Tensors, *others: Any
+    ) -> tuple[Any, Statistics | None]:
+        norm = PackedNorm(cell.EPSILON, moving)
+        return function(norm, maps, part.unpack(w) if part else w, *others), norm.statistics()
+
+    return wrapper
 
 
 def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, computed again in the backward pass instead of kept; arguments may be nested."""
+    """What `with_statistics` made of a function of (norm, maps, ...) with one tensor as its result,
+    computed again in the backward pass instead of kept.
+    """
 
-    def wrapper(*inputs: Any) -> Any:
-        structure: list[Any] = []
+    def wrapper(moving: None, maps: Any, *others: Any) -> Any:
+        number = len(tf.nest.flatten(maps))
 
-        def flat(*tensors: tf.Tensor) -> list[tf.Tensor]:
-            output = function(*tf.nest.pack_sequence_as(inputs, tensors))
-            structure[:] = [output]
-            return tf.nest.flatten(output)
+        @tf.custom_gradient
+        def run(*tensors: tf.Tensor) -> tuple[Any, Callable[..., Any]]:
+            def compute(tensors: Sequence[tf.Tensor]) -> Any:
+                return function(None, *tf.nest.pack_sequence_as((maps, *others), tensors))
 
-        outputs = tf.recompute_grad(flat)(*tf.nest.flatten(inputs))
-        return tf.nest.pack_sequence_as(structure[0], outputs)
+            def gradient(dy: tf.Tensor, *of_statistics: tf.Tensor) -> list[tf.Tensor]:
+                again = [*not_before(dy, tensors[:number]), *tensors[number:]]
+                with tf.GradientTape() as tape:
+                    tape.watch(again)
+                    y = compute(again)[0]
+                return tape.gradient(y, again, dy)
+
+            y, (mean, variance) = compute(tensors)
+            return (y, mean, variance), gradient
+
+        y, mean, variance = run(*tf.nest.flatten((maps, *others)))
+        return y, (mean, variance)
 
     return wrapper
+
+
+def not_before(dy: tf.Tensor, maps: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The same maps, once dy is there: what is computed again from them would else be computed at
+    once, and kept after all.
+
+    XLA knows no dependencies but those of data, so a zero is made of dy.
+    """
+    first = tf.reshape(dy, [-1])[0]
+    zero = tf.where(tf.math.is_nan(first), first, tf.zeros_like(first))
+    return [x + zero for x in maps]
 
 
 def conv_bn(x: tf.Tensor, name: str, w: Tensors, norm: PackedNorm, **conv: Any) -> tf.Tensor:
@@ -331,19 +437,11 @@ def stem_part(filters: tuple[int, int, int]) -> Part:
     return Part("stem", *conv_bn_shapes(kernels), sum(filters))
 
 
-def stem(x: tf.Tensor, w: Tensors, norm: PackedNorm) -> tuple[tf.Tensor, tf.Tensor]:
+def stem(norm: PackedNorm, x: tf.Tensor, w: Tensors) -> tuple[tf.Tensor, tf.Tensor]:
     """The derived network's stem: tensors at stride 2 (layer -1) and 4 (layer 0), before ReLU."""
     x = tf.nn.relu(conv_bn(x, "conv0", w, norm, stride=2))
     half = conv_bn(x, "conv1", w, norm)
     return half, conv_bn(tf.nn.relu(half), "conv2", w, norm, stride=2)
-
-
-def cell_statistics(operations: tuple[str, ...], num_blocks: int, channels: int) -> tuple[int, int]:
-    """Normalised channels of H^{l-2}'s edges, and of all the other edges of a cell."""
-    sizes = [
-        cell.statistics_size(operations, n, channels) for n in cell.num_destinations(num_blocks)
-    ]
-    return sizes[1], sum(sizes) - sizes[1]
 
 
 def node_part(
@@ -364,12 +462,15 @@ def node_part(
         side = 3 if source < level else 1
         adapters[f"from_level_{source}"] = (side, side, depth, channels)
     kernels, vectors = conv_bn_shapes(adapters)
-    second_size, cell_size = cell_statistics(operations, num_blocks, channels)
+    sizes = [
+        cell.statistics_size(operations, n, channels) for n in cell.num_destinations(num_blocks)
+    ]
+    of_arrow = channels + sum(sizes) - sizes[1]
     return Part(
         f"layer_{layer}_level_{level}",
         kernels | cell.weight_shapes(operations, num_blocks, channels),
         vectors,
-        channels + second_size + len(sources) * (channels + cell_size),
+        channels + sizes[1] + len(sources) * of_arrow,
     )
 
 
@@ -395,7 +496,7 @@ def head_part(level: int, channels: int, num_classes: int) -> Part:
     return Part(f"head_level_{level}", kernels, vectors, 2 * channels)
 
 
-def head(h: tf.Tensor, level: int, w: Tensors, norm: PackedNorm) -> tf.Tensor:
+def head(norm: PackedNorm, h: tf.Tensor, w: Tensors, level: int) -> tf.Tensor:
     """The three-branch ASPP of the search (Sec. 5.1), from a node to logits at its own size.
 
     The pooled branch has no BN: at batch 1 or 2 its statistics would be degenerate.

@@ -159,7 +159,7 @@ def search_mode() -> None:
     report_every = FLAGS.eval_every or epoch_steps
     run(
         "search",
-        searching.step,
+        searching.steps,
         search.batches(stream_a, stream_b, start_step, first_search_step),
         report,
         model_dir=FLAGS.model_dir,
@@ -170,6 +170,7 @@ def search_mode() -> None:
         save=store.save,
         save_every=FLAGS.save_every or report_every,
         report_every=report_every,
+        steps_per_loop=FLAGS.steps_per_loop,
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
@@ -222,7 +223,7 @@ def train_mode() -> None:
     report_every = FLAGS.eval_every or max(1, FLAGS.train_steps // 20)
     rows = run(
         "train",
-        training.step,
+        training.steps,
         ((batch,) for batch in stream),
         lambda done: {"phase": "train", "learning_rate": float(rate(done - 1)), **evaluate()},
         model_dir=FLAGS.model_dir,
@@ -233,6 +234,7 @@ def train_mode() -> None:
         save=store.save,
         save_every=FLAGS.save_every or report_every,
         report_every=report_every,
+        steps_per_loop=FLAGS.steps_per_loop,
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
@@ -390,11 +392,7 @@ def start() -> tf.distribute.Strategy:
         distribution.make_deterministic(FLAGS.seed)
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.mode == "search":
-        # In the super-net's graph, folding constants and inlining a hundred calls of the same few
-        # functions takes longer than it ever saves.
-        tf.config.optimizer.set_experimental_options(
-            {"constant_folding": False, "function_optimization": False}
-        )
+        distribution.expect_many_operations()
     distribution.set_precision(FLAGS.precision)
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
     training = FLAGS.mode in ("search", "train")
@@ -714,6 +712,7 @@ def new_search(
         filter_multiplier=FLAGS.filter_multiplier,
         stem_filters=tuple(FLAGS.stem_filters),
         alpha_sharing=FLAGS.alpha_sharing,
+        recompute=FLAGS.recompute,
     )
     return search.Search(
         supernet,

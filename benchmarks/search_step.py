@@ -14,12 +14,13 @@ Recomputed nodes are overhead, not work. The last line is JSON.
 import json
 import os
 import resource
-import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -33,8 +34,10 @@ from absl import flags
 
 from auto_deeplab import cost, search_space
 from auto_deeplab.architecture import Architecture
-from auto_deeplab.search import Search
-from auto_deeplab.supernet import SuperNet
+from auto_deeplab.search import Batch, Search
+from auto_deeplab.supernet import RECOMPUTE, SuperNet
+from benchmarks import machine
+from benchmarks.machine import seconds
 from official import distribution, optimizers
 from official.errors import run_app
 
@@ -42,95 +45,164 @@ SPACES = {"dense": search_space.OPERATIONS, "dil": search_space.DIL_OPERATIONS}
 CLASSES, VOID = 19, 255
 
 
-def batch(rng: np.random.Generator, size: int, crop: int) -> dict[str, tf.Tensor]:
-    """Random images and labels."""
-    return {
-        "image": tf.constant(rng.uniform(0, 255, (size, crop, crop, 3)), tf.float32),
-        "label": tf.constant(rng.integers(0, CLASSES, (size, crop, crop)), tf.int32),
-    }
+@dataclass(frozen=True)
+class Setting:
+    """What is measured; the paper's search (Sec. 5.1) unless said otherwise."""
+
+    space: str = "dense"
+    crop_size: int = 321
+    batch_size: int = 2
+    filter_multiplier: int = 8
+    num_layers: int = 12
+    num_blocks: int = 5
+    precision: str = "float32"
+    recompute: str = "cell"
+    jit_compile: bool = False
+
+    @classmethod
+    def from_flags(cls) -> "Setting":
+        """The flags of this script's name."""
+        return cls(**{field.name: flags.FLAGS[field.name].value for field in fields(cls)})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.space}, crop {self.crop_size}, batch {self.batch_size}, "
+            f"F = {self.filter_multiplier}, L = {self.num_layers}, B = {self.num_blocks}, "
+            f"{self.precision}"
+        )
+
+    def supernet(self) -> SuperNet:
+        """A new super-net."""
+        return SuperNet(
+            num_classes=CLASSES,
+            num_layers=self.num_layers,
+            num_blocks=self.num_blocks,
+            operations=SPACES[self.space],
+            filter_multiplier=self.filter_multiplier,
+            recompute=self.recompute,
+        )
+
+    def search(self) -> Search:
+        """A new search on the first device, with TensorFlow set up as --mode=search does."""
+        distribution.expect_many_operations()
+        distribution.set_precision(self.precision)
+        strategy = distribution.make_strategy("one_device")
+        with strategy.scope():
+            return Search(
+                self.supernet(),
+                Architecture(
+                    num_layers=self.num_layers,
+                    num_blocks=self.num_blocks,
+                    operations=SPACES[self.space],
+                    seed=0,
+                ),
+                weight_optimizer=optimizers.sgd(0.025, l2=3e-4),
+                architecture_optimizer=optimizers.adam(0.003, l2=1e-3),
+                ignore_label=VOID,
+                strategy=strategy,
+                jit_compile=self.jit_compile,
+            )
+
+    def batches(self) -> tuple[Batch, Batch]:
+        """Two batches of random images and labels."""
+        rng = np.random.default_rng(0)
+        size = (self.batch_size, self.crop_size, self.crop_size)
+
+        def batch() -> Batch:
+            return {
+                "image": tf.constant(rng.uniform(0, 255, (*size, 3)), tf.float32),
+                "label": tf.constant(rng.integers(0, CLASSES, size), tf.int32),
+            }
+
+        return batch(), batch()
+
+    def forward_gflop(self, searching: Search) -> float:
+        """The arithmetic of a forward pass."""
+        supernet = self.supernet()
+        supernet.inline = True  # functions of its own leave sizes open, which cannot be counted
+
+        def forward(images: tf.Tensor) -> tf.Tensor:
+            return supernet(images, *searching.architecture.probabilities(), training=True)[0]
+
+        images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
+        return 2 * cost.multiply_adds(forward, [images]) / 1e9
 
 
-def seconds(function: Callable[[], Any], times: int) -> float:
-    """The median time of a call."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        function()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+def define_flags() -> None:
+    """A flag for each field of Setting."""
+    flags.DEFINE_integer("crop_size", 321, "side of the images", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 2, "images", lower_bound=1)
+    flags.DEFINE_enum("space", "dense", list(SPACES), "the cell's operations")
+    flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
+    flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
+    flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
+    flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "what layers compute in")
+    flags.DEFINE_enum("recompute", "cell", list(RECOMPUTE), "what the backward pass computes again")
+    flags.DEFINE_bool("jit_compile", False, "compile the steps with XLA")
 
 
-def machine_rates() -> tuple[float, float]:
-    """What one large matrix product and one large convolution reach, in GFLOP/s."""
-    side = 2048
-    a, b = tf.random.normal([side, side]), tf.random.normal([side, side])
-    x, kernel = tf.random.normal([2, 81, 81, 160]), tf.random.normal([3, 3, 160, 160])
-    product = tf.function(lambda: tf.reduce_sum(a @ b))
-    convolution = tf.function(lambda: tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "SAME")))
-    product(), convolution()
-    product_flop = 2 * side**3
-    convolution_flop = 2 * (2 * 81 * 81 * 160) * (3 * 3 * 160)
-    return (
-        product_flop / seconds(lambda: product().numpy(), 7) / 1e9,
-        convolution_flop / seconds(lambda: convolution().numpy(), 7) / 1e9,
-    )
+def peak_gb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
+
+
+def print_profile(step: Callable[[], None]) -> None:
+    """Which kinds of operations a step spends its time in, from TensorFlow's profiler."""
+    # The trace's own format: what TensorBoard's profile page reads.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tempfile.TemporaryDirectory() as directory:
+        with tf.profiler.experimental.Profile(directory):
+            step()
+        (path,) = Path(directory).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(path.read_bytes())
+    taken: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for plane in space.planes:
+        for event in (event for line in plane.lines for event in line.events):
+            # The operations' events are called name:kind.
+            _, _, kind = plane.event_metadata[event.metadata_id].name.partition(":")
+            if kind.isidentifier():
+                taken[kind] += event.duration_ps
+                calls[kind] += 1
+    print(f"{'kind of operation':<44}{'seconds':>9}{'calls':>9}{'us each':>9}")
+    for kind, duration in taken.most_common(25):
+        print(
+            f"{kind:<44}{duration / 1e12:>9.3f}{calls[kind]:>9}{duration / 1e6 / calls[kind]:>9.0f}"
+        )
 
 
 def main() -> None:
     """Measures and prints a table and JSON."""
-    values = flags.FLAGS
+    setting, steps = Setting.from_flags(), flags.FLAGS.steps
     began = time.perf_counter()
-    # As --mode=search does: folding constants takes minutes and finds nothing.
-    tf.config.optimizer.set_experimental_options(
-        {"constant_folding": False, "function_optimization": False}
-    )
-    distribution.set_precision(values.precision)
-    strategy = distribution.make_strategy("one_device")
-    shape = {"num_layers": values.num_layers, "num_blocks": values.num_blocks}
-    operations = SPACES[values.space]
-    with strategy.scope():
-        supernet = SuperNet(
-            num_classes=CLASSES,
-            operations=operations,
-            filter_multiplier=values.filter_multiplier,
-            **shape,
-        )
-        searching = Search(
-            supernet,
-            Architecture(operations=operations, seed=0, **shape),
-            weight_optimizer=optimizers.sgd(0.025, l2=3e-4),
-            architecture_optimizer=optimizers.adam(0.003, l2=1e-3),
-            ignore_label=VOID,
-            strategy=strategy,
-            jit_compile=values.jit_compile,
-        )
-    rng = np.random.default_rng(0)
-    one, two = (batch(rng, values.batch_size, values.crop_size) for _ in range(2))
+    threads = flags.FLAGS.intra_op_threads
+    if threads:
+        tf.config.threading.set_inter_op_parallelism_threads(len(os.sched_getaffinity(0)))
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    searching = setting.search()
+    one, two = setting.batches()
 
     def weight_step() -> None:
-        searching.step(one)["loss_w"].numpy()
+        searching.steps((one,))[0]["loss_w"].numpy()
 
     def search_step() -> None:
-        searching.step(one, two)["loss_arch"].numpy()
+        searching.steps((one, two))[0]["loss_arch"].numpy()
 
     weight_step()
     first_step = time.perf_counter() - began
-    weight = seconds(weight_step, values.steps)
+    weight = seconds(weight_step, steps)
     search_step()
-    search = seconds(search_step, values.steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
-
-    def forward(images: tf.Tensor) -> tf.Tensor:
-        return supernet(images, *searching.architecture.probabilities(), training=True)[0]
-
-    images = tf.TensorSpec([values.batch_size, values.crop_size, values.crop_size, 3], tf.float32)
-    forward_gflop = 2 * cost.multiply_adds(forward, [images]) / 1e9
-    matmul, conv = machine_rates()
+    search = seconds(search_step, steps)
+    peak = peak_gb()
+    if flags.FLAGS.profile:
+        print_profile(weight_step)
+    forward_gflop = setting.forward_gflop(searching)
+    matmul, conv = machine.rates().values()
     work = {"weight": 3 * forward_gflop, "search": 5 * forward_gflop}
     print(
-        f"{values.space}, crop {values.crop_size}, batch {values.batch_size}, "
-        f"F = {values.filter_multiplier}, L = {values.num_layers}, B = {values.num_blocks}, "
-        f"{values.precision}; {os.cpu_count()} cores: matmul {matmul:.0f}, conv {conv:.0f} GFLOP/s"
+        f"{setting}; {len(os.sched_getaffinity(0))} cores: "
+        f"matmul {matmul:.0f}, conv {conv:.0f} GFLOP/s"
     )
     print(f"{'step':<24}{'seconds':>10}{'GFLOP':>10}{'limit, s':>10}{'of limit':>10}")
     for name, label, time_taken in (
@@ -159,13 +231,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("crop_size", 321, "side of the images", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 2, "images", lower_bound=1)
-    flags.DEFINE_enum("space", "dense", list(SPACES), "the cell's operations")
+    define_flags()
     flags.DEFINE_integer("steps", 5, "steps of each kind that are measured", lower_bound=1)
-    flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
-    flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
-    flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
-    flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "what layers compute in")
-    flags.DEFINE_bool("jit_compile", False, "compile the steps with XLA")
+    flags.DEFINE_integer("intra_op_threads", 0, "threads of an operation; 0: as in --mode=search")
+    flags.DEFINE_bool("profile", False, "show where a weight step spends its time, too")
     run_app(main)

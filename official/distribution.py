@@ -1,5 +1,6 @@
 """Where and in which precision the computation runs: devices, replicas, workers, dtype policy."""
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from official.errors import UsageError
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 PRECISIONS = tuple(_POLICIES)
+FEW_CORES = 4
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -135,6 +137,22 @@ def set_precision(precision: str) -> None:
     if precision not in _POLICIES:
         raise UsageError(f"--precision={precision} is not one of {', '.join(PRECISIONS)}")
     keras.config.set_dtype_policy(_POLICIES[precision])
+
+
+def expect_many_operations() -> None:
+    """Settings for graphs of very many small operations; call it before TensorFlow starts.
+
+    TensorFlow's graph optimizations take longer than they ever save there. And two operations at a
+    time, each in one thread, are faster than one in two: on few cores, where all are kept busy.
+    """
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
+    cores = len(os.sched_getaffinity(0))
+    if not chosen and cores <= FEW_CORES:
+        # A process in which TensorFlow has started keeps its threads.
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_inter_op_parallelism_threads(cores)
+            tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def make_deterministic(seed: int, threads: int = 1) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from official.resizing import dimensions
+
 Statistics = tuple[tf.Tensor, tf.Tensor]
 
 
@@ -38,8 +40,8 @@ def normalize_batch(
             x=x,
             scale=scale,
             offset=offset,
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
+            mean=[],
+            variance=[],
             epsilon=epsilon,
             is_training=True,
         )
@@ -98,7 +100,7 @@ class PackedNorm:
         self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Normalises floats [N, H, W, C]; scale and offset, float32 [C], default to 1 and 0."""
-        channels = x.shape[-1]
+        channels = dimensions(x)[-1]
         scale = tf.ones([channels]) if scale is None else scale
         offset = tf.zeros([channels]) if offset is None else offset
         if self._moving is not None:
@@ -112,13 +114,15 @@ class PackedNorm:
         """Runs a function that has a `PackedNorm` of its own, whose layout continues this one.
 
         Args:
-            function: (*inputs, moving) -> (output, statistics), as `statistics` returns them.
+            function: (moving, *inputs) -> (output, statistics), as `statistics` returns them.
             channels: how many channels it normalises in all.
         """
         if self._moving is not None:
-            return function(*inputs, self._take(channels))[0]
-        output, statistics = function(*inputs, None)
-        self._collected.append(statistics)
+            return function(self._take(channels), *inputs)[0]
+        output, (mean, variance) = function(None, *inputs)
+        # Traced for all sizes, the function cannot tell this one.
+        mean, variance = tf.ensure_shape(mean, [channels]), tf.ensure_shape(variance, [channels])
+        self._collected.append((mean, variance))
         return output
 
     def statistics(self) -> Statistics | None:

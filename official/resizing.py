@@ -17,17 +17,19 @@ def network_size(side: Any) -> Any:
     return (side + STRIDE - 2) // STRIDE * STRIDE + 1
 
 
+def dimensions(x: tf.Tensor) -> list[Any]:
+    """The shape of x: ints where it is known, else integer scalars."""
+    known = list(x.shape)
+    if None not in known:
+        return known
+    dynamic = tf.unstack(tf.shape(x), len(known))
+    return [there if size is None else size for size, there in zip(known, dynamic, strict=True)]
+
+
 def sides(x: tf.Tensor) -> tuple[Any, Any]:
     """Height and width of [N, H, W, ...]: ints where the graph knows them, else scalars."""
-    dynamic = None
-    found = []
-    for axis in (1, 2):
-        side = x.shape[axis]
-        if side is None:
-            dynamic = tf.shape(x) if dynamic is None else dynamic
-            side = dynamic[axis]
-        found.append(side)
-    return found[0], found[1]
+    _, height, width, *_ = dimensions(x)
+    return height, width
 
 
 def resize_bilinear(x: tf.Tensor, size: tuple[Any, Any]) -> tf.Tensor:

@@ -1,6 +1,7 @@
 """The outer loop: it owns steps, progress, reports, saving and stopping; callers own one step."""
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -15,9 +16,9 @@ import tensorflow as tf
 from official.errors import RunError
 from official.files import write_atomically
 from official.progress import Progress
+from official.training_step import Losses
 
 Row = dict[str, Any]
-Losses = dict[str, tf.Tensor]
 
 
 class _History:
@@ -111,7 +112,7 @@ class _Measured:
 
 def run(
     name: str,
-    step: Callable[..., Losses],
+    steps: Callable[..., list[Losses]],
     batches: Iterator[tuple[Any, ...]],
     report: Callable[[int], Row],
     *,
@@ -123,17 +124,19 @@ def run(
     save: Callable[[int], Any],
     save_every: int,
     report_every: int,
+    steps_per_loop: int = 1,
     writes: bool = True,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
 
-    SIGINT and SIGTERM end the step, or cut a report short, save, and exit with 128 + the signal's
+    SIGINT and SIGTERM end the call, or cut a report short, save, and exit with 128 + the signal's
     number. A report that was cut short, or lost to a kill, is made when the run goes on.
 
     Args:
         name: of the run, for its progress.
-        step: takes what `batches` yields; returns scalar losses by name.
-        batches: of arguments for `step`, from that of `start_step` on.
+        steps: makes a step for each of its arguments, which are what `batches` yields; returns
+            for each the scalar losses by name.
+        batches: of tuples, from that of `start_step` on.
         report: is given the number of steps made, every `report_every` and at the end. What it
             returns becomes a row of history.jsonl, together with step, epoch, and since the last
             report the mean of each loss, images_per_s, and wait_share, the part 0..1 of the time
@@ -143,6 +146,7 @@ def run(
         batch_size: images a step, for the rate.
         save: is given the number of steps made, every `save_every` and at the end; never after a
             loss that was not finite.
+        steps_per_loop: so many steps are made in one call; fewer where a save or a report is due.
         writes: False on all workers but the chief.
 
     Returns:
@@ -155,12 +159,21 @@ def run(
     def is_due(every: int) -> bool:
         return done == total_steps or done % every == 0
 
+    def steps_to_go() -> int:
+        until = [every - done % every for every in (save_every, report_every)]
+        return min(steps_per_loop, total_steps - done, *until)
+
     def make_report(means: dict[str, float]) -> str:
         row = {"step": done, "epoch": done / epoch_steps, **means, **report(done)}
         history.append(row)
         return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
 
+    def check_finite() -> None:
+        while unchecked:
+            _check_finite(*unchecked.pop(0), name)
+
     done, said = start_step, ""
+    unchecked: list[tuple[int, Losses]] = []
     history = _History(model_dir, start_step, writes)
     _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
     measured = _Measured()
@@ -172,17 +185,18 @@ def run(
                 said = make_report({})
             while done < total_steps and interrupts.received is None:
                 before = time.monotonic()
-                arguments = next(batches)
+                arguments = list(itertools.islice(batches, steps_to_go()))
                 measured.waited += time.monotonic() - before
-                measured.losses.append(step(*arguments))
+                made = steps(*arguments)
                 interrupts.at_once = False
-                done += 1
-                if len(measured.losses) > 1:  # The step before: this one may still be running.
-                    _check_finite(measured.losses[-2], done - 1, name)
-                progress.advance(1, functools.partial(_note, measured.losses[-1], said))
+                measured.losses.extend(made)
+                check_finite()  # The call before: this one may still be running.
+                unchecked.extend(enumerate(made, done + 1))
+                done += len(made)
+                progress.advance(len(made), functools.partial(_note, made[-1], said))
 
                 if interrupts.received is not None or is_due(save_every) or is_due(report_every):
-                    _check_finite(measured.losses[-1], done, name)
+                    check_finite()
                 if interrupts.received is not None or is_due(save_every):
                     save(done)
                 if interrupts.received is None and is_due(report_every):
@@ -197,8 +211,7 @@ def run(
         except _NotFiniteError:
             raise
         except RunError:  # bad data: the steps made are good and need not be made again
-            for losses in measured.losses[-1:]:
-                _check_finite(losses, done, name)
+            check_finite()
             if done > start_step:
                 save(done)
             raise
@@ -222,7 +235,7 @@ def _note(losses: Losses, said: str) -> str:
     return ", ".join([*values, said] if said else values)
 
 
-def _check_finite(losses: Losses, step: int, name: str) -> None:
+def _check_finite(step: int, losses: Losses, name: str) -> None:
     for key, value in losses.items():
         if not math.isfinite(float(value)):
             raise _NotFiniteError(

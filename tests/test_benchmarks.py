@@ -45,9 +45,17 @@ def test_rates(name, flags, shapes):
         assert min(rates.values()) > 0
 
 
+TINY = (
+    "--space=dil",
+    "--crop_size=33",
+    "--num_layers=1",
+    "--num_blocks=1",
+    "--filter_multiplier=1",
+)
+
+
 def test_search_step():
-    tiny = ("--crop_size=33", "--num_layers=1", "--num_blocks=1", "--filter_multiplier=1")
-    table, results = run("search_step", "--space=dil", "--steps=1", *tiny)
+    table, results = run("search_step", "--steps=1", *TINY)
     assert set(results) == {
         *("weight_step_s", "search_step_s", "first_step_s", "peak_rss_gb"),
         *("matmul_gflops", "conv_gflops", "weight_step_gflop", "search_step_gflop"),
@@ -57,3 +65,47 @@ def test_search_step():
     # One more forward pass and one more by the inputs, to three.
     ratio = results["search_step_gflop"] / results["weight_step_gflop"]
     assert ratio == pytest.approx(5 / 3)
+
+
+def test_scaling():
+    table, results = run("scaling", "--steps=1", "--vary=batch_size:2,4", *TINY)
+    small, large = (results["batch_size"][size] for size in ("2", "4"))
+    assert large["gflop"] == pytest.approx(2 * small["gflop"])
+    assert min(*small.values(), *large.values()) > 0
+    assert table[2].startswith("batch_size 2") and " 1.00" in table[2]
+
+
+def test_export_stablehlo(tmp_path):
+    program = tmp_path / "step.mlir"
+    _, results = run("export_stablehlo", f"--output={program}", *TINY)
+    content = program.read_bytes()
+    assert content.startswith(b"ML\xefR") and len(content) == results["megabytes"] * 1e6
+    # Results are the loss and then the variables, parameters the two arrays and then all variables.
+    carry = [tuple(map(int, pair.split(":"))) for pair in results["carry"].split(",")]
+    assert [result for result, _ in carry] == list(range(1, 1 + results["variables_written"]))
+    parameters = [parameter for _, parameter in carry]
+    assert min(parameters) >= 2 and len(set(parameters)) == len(parameters)
+
+
+def test_network(tmp_path):
+    block = [[[0, "sep_conv_3x3"], [1, "skip_connect"]]]
+    genotype = tmp_path / "tiny.json"
+    genotype.write_text(json.dumps({"format": 1, "path": [0], "cells": [block]}))
+    table, results = run(
+        "network",
+        *(f"--genotype={genotype}", "--nobaseline", "--steps=1"),
+        *("--crop_size=33", "--height=32", "--width=64"),
+    )
+    assert "crop 33, batch 2; inference: 32 x 64" in table[0]
+    for line, (kind, row) in zip(table[2:], results.items(), strict=True):
+        assert line.split()[:3] == ["tiny", "S", kind]
+        assert set(row) == {
+            *("params_millions", "seconds", "images_per_s", "gflop", "conv_gflops"),
+            *("fraction_of_limit", "first_s", "peak_rss_gb"),
+        }
+        assert min(row.values()) > 0
+    assert list(results) == ["train", "inference"]
+    # Two images of 9 x 9 features, three passes, to one of 9 x 17; what works on single image
+    # means is next to nothing.
+    ratio = results["train"]["gflop"] / results["inference"]["gflop"]
+    assert ratio == pytest.approx(6 * 9 * 9 / (9 * 17), rel=0.1)

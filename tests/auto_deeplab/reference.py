@@ -161,26 +161,29 @@ def levels(layer):
 def layout(operations, num_blocks, channels, sources):
     """(key, channels) of a node's normalisations in the order of the packed moving statistics.
 
-    Sec. 5.1's adapter of H^{l-2} and its edges, then for every arrow the adapter and the edges of
-    all other inputs. Within an input by operation, stage, destination; a pool has one for all.
+    Sec. 5.1's adapter of H^{l-2} and its edges, then every arrow's adapter, then the edges of all
+    other inputs. Within an input by operation, stage, arrow, destination; a pool has one for all
+    destinations.
     """
     keys = []
 
-    def edges_from(source, cell):
+    def edges_from(source, cells):
         destinations = [edge for edge in cell_edges(num_blocks) if edge[1] == source]
         for name in operations:
             if "pool" in name:
-                keys.append((cell, (source, name)))
+                keys.extend((cell, (source, name)) for cell in cells)
             elif "conv" in name:
                 for stage in (1, 2) if name.startswith("sep") else (1,):
-                    keys.extend((cell, (edge, name, stage)) for edge in destinations)
+                    keys.extend(
+                        (cell, (edge, name, stage)) for cell in cells for edge in destinations
+                    )
 
     keys.append("second")
-    edges_from(1, "second")
-    for arrow in sources:
-        keys.append(f"from_level_{arrow}")
-        for source in (0, *range(2, num_blocks + 1)):
-            edges_from(source, f"from_level_{arrow}")
+    edges_from(1, ["second"])
+    arrows = [f"from_level_{arrow}" for arrow in sources]
+    keys.extend(arrows)
+    for source in (0, *range(2, num_blocks + 1)):
+        edges_from(source, arrows)
     return [(key, channels) for key in keys]
 
 

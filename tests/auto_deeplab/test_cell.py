@@ -10,12 +10,13 @@ from tests.auto_deeplab import reference
 
 ALL = search_space.KNOWN_OPERATIONS  # the eight and both dil_conv
 C = 3
+ARROWS = 2
 
 
 def random_inputs(operations, num_blocks, size):
-    """H^{l-1}, H^{l-2}, packed weights and alpha, float64."""
+    """H^{l-1} of each arrow, H^{l-2}, packed weights and alpha, float64."""
     rng = np.random.default_rng(0)
-    first, second = (rng.normal(size=(2, *size, C)) for _ in range(2))
+    first, second = rng.normal(size=(2, *size, ARROWS, C)), rng.normal(size=(2, *size, C))
     weights = {
         name: rng.normal(size=shape) / np.sqrt(np.prod(shape[:2]))
         for name, shape in cell.weight_shapes(operations, num_blocks, C).items()
@@ -25,12 +26,29 @@ def random_inputs(operations, num_blocks, size):
 
 
 def fused(first, second, weights, alpha, operations, num_blocks, norm=None):
-    """As the super-net does it: H^{l-2}'s edges apart, then the rest."""
+    """As the super-net does it: H^{l-2}'s edges apart, then the rest; [N, H, W, A, B * C]."""
     norm = PackedNorm(cell.EPSILON) if norm is None else norm
     sources = cell.split_by_source(weights, num_blocks, C)
     scales = cell.scales(alpha, operations, num_blocks, C)
-    h2 = cell.leave(second, num_blocks, sources.pop(1), scales.pop(1), operations, norm)
-    return cell.mixed_cell(first, h2, sources, scales, operations, norm)
+
+    def leaving(h, source):
+        return cell.leave(h, sources[source], scales[source], operations, norm)
+
+    h2 = leaving(second[..., None, :], 1)
+    return cell.mixed_cells(first, h2, leaving)
+
+
+def plain(first, second, weights, alpha, operations, num_blocks, norms):
+    """The plain cell of each arrow, each with its own statistics."""
+    cells = [
+        reference.mixed_cell(h, second, weights, alpha, operations, num_blocks, norm)
+        for h, norm in zip(tf.unstack(first, axis=3), norms, strict=True)
+    ]
+    return tf.stack(cells, 3)
+
+
+def new_norms():
+    return [reference.Norm() for _ in range(ARROWS)]
 
 
 def with_gradients(function, inputs, dtype):
@@ -70,7 +88,7 @@ def test_output_and_gradients_equal_the_plain_cell(operations, num_blocks, size)
         lambda *inputs: fused(*inputs, operations, num_blocks), inputs, "float32"
     )
     wanted, wanted_gradients = with_gradients(
-        lambda *inputs: reference.mixed_cell(*inputs, operations, num_blocks, reference.Norm()),
+        lambda *inputs: plain(*inputs, operations, num_blocks, new_norms()),
         inputs,
         "float64",
     )
@@ -90,26 +108,24 @@ def test_output_and_gradients_equal_the_plain_cell(operations, num_blocks, size)
 
 def test_packed_statistics_are_those_of_the_plain_cell():
     operations, num_blocks = ALL, 3
-    first, second, weights, alpha = random_inputs(operations, num_blocks, (5, 6))
-    plain = reference.Norm()
-    reference.mixed_cell(first, second, weights, alpha, operations, num_blocks, plain)
+    inputs = random_inputs(operations, num_blocks, (5, 6))
+    norms = new_norms()
+    plain(*inputs, operations, num_blocks, norms)
     norm = PackedNorm(cell.EPSILON)
-    inputs = tf.nest.map_structure(
-        lambda x: tf.constant(x, tf.float32), (first, second, weights, alpha)
-    )
-    fused(*inputs, operations, num_blocks, norm)
+    fused(*float32(*inputs), operations, num_blocks, norm)
     mean, variance = norm.statistics()
     sizes = [cell.statistics_size(operations, n, C) for n in cell.num_destinations(num_blocks)]
     # Per destination 2 * 2 normalisations in sep_conv, 2 in atrous_conv, 2 in dil_conv; 2 pools.
     assert sizes == [C * (8 * n + 2) for n in (3, 3, 2, 1)]
-    # The order: H^{l-2}, then H^{l-1} and the blocks.
-    keys = reference.layout(operations, num_blocks, C, [0])
+    # The order: H^{l-2}, which all arrows share, then H^{l-1} and the blocks, by arrow.
+    keys = reference.layout(operations, num_blocks, C, range(ARROWS))
     keys = [key for key, _ in keys if not isinstance(key, str)]
-    assert len(keys) * C == sum(sizes) == mean.shape[0]
-    for index, (_, key) in enumerate(keys):
+    assert len(keys) * C == sizes[1] + ARROWS * (sum(sizes) - sizes[1]) == mean.shape[0]
+    for index, (owner, key) in enumerate(keys):
+        found = norms[0 if owner == "second" else int(owner[-1])].found[key]
         mine = slice(index * C, (index + 1) * C)
-        np.testing.assert_allclose(mean[mine], plain.found[key][0], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(variance[mine], plain.found[key][1], rtol=1e-5)
+        np.testing.assert_allclose(mean[mine], found[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(variance[mine], found[1], rtol=1e-5)
 
 
 def one_hot_alpha(blocks, operations):
@@ -131,9 +147,12 @@ DISCRETE = (
 
 def test_one_hot_alpha_is_the_discrete_cell_in_the_searchs_form():
     first, second, weights, _ = random_inputs(ALL, 5, (7, 8))
-    wanted = reference.discrete_cell(first, second, weights, DISCRETE, reference.Norm())
     inputs = float32(first, second, weights, one_hot_alpha(DISCRETE, ALL))
-    assert_close(fused(*inputs, ALL, 5).numpy(), wanted.numpy())
+    cells = fused(*inputs, ALL, 5).numpy()
+    for arrow in range(ARROWS):
+        h = first[..., arrow, :]
+        wanted = reference.discrete_cell(h, second, weights, DISCRETE, reference.Norm())
+        assert_close(cells[..., arrow, :], wanted.numpy())
 
 
 def test_one_hot_alpha_is_the_derived_networks_cell():
@@ -161,5 +180,7 @@ def test_one_hot_alpha_is_the_derived_networks_cell():
                 if variable.path.endswith(path):
                     variable.assign(own[derived.names[index] + name])
     inputs = float32(first, second, weights, one_hot_alpha(blocks, ALL))
-    wanted = derived(inputs[0], inputs[1], training=True).numpy()
-    assert_close(fused(*inputs, ALL, 5).numpy(), wanted)
+    cells = fused(*inputs, ALL, 5).numpy()
+    for arrow in range(ARROWS):
+        wanted = derived(inputs[0][..., arrow, :], inputs[1], training=True).numpy()
+        assert_close(cells[..., arrow, :], wanted)

@@ -9,6 +9,8 @@ import tensorflow as tf
 from PIL import Image
 
 from auto_deeplab.export import export
+from auto_deeplab.genotype import Genotype
+from auto_deeplab.network import Network
 from official.errors import RunError
 from official.input_pipeline import decode_image
 
@@ -128,6 +130,45 @@ def test_probabilities_only_on_request(model, tmp_path):
     loaded = tf.saved_model.load(directory)
     for name in ("serving_default", "serve_bytes"):
         assert set(loaded.signatures[name].structured_outputs) == {"labels"}
+
+
+def test_a_network_with_its_batch_norm_folded(tmp_path):
+    cell = (
+        ((0, "sep_conv_3x3"), (1, "atrous_conv_5x5")),
+        ((2, "dil_conv_3x3"), (0, "skip_connect")),
+    )
+    network = Network(
+        Genotype((0, 1), (cell,)),
+        num_classes=3,
+        filter_multiplier=2,
+        stem_filters=(4, 4, 8),
+        head_filters=8,
+        low_level_filters=4,
+    )
+    network.build((None, None, None, 3))
+    rng = np.random.default_rng(0)
+    for variable in network.variables:  # as after some training
+        if "kernel" not in variable.path or "logits" in variable.path:
+            positive = variable.name in ("gamma", "moving_variance")
+            variable.assign(rng.uniform(0.5 if positive else -1.0, 1.5, variable.shape))
+    directory = export(network, tmp_path, class_names=NAMES, palette=PALETTE, probabilities=True)
+    loaded = tf.saved_model.load(directory)
+    # What is served are the variables, not constants made of them.
+    assert {v.name: v.shape for v in loaded.model_variables} == {
+        v.value.name: v.shape for v in network.variables
+    }
+    answers = []
+    for images in (images_of(1, 40, 65), images_of(2, 33, 33)):
+        answer = loaded.signatures["serving_default"](tf.constant(images))
+        expected = tf.nn.softmax(network(images)).numpy()
+        np.testing.assert_allclose(answer["probabilities"], expected, atol=1e-5)
+        # Where two classes are as likely as each other but for rounding, either is right.
+        first, second = np.sort(expected, -1)[..., :-3:-1].transpose(3, 0, 1, 2)
+        clear = first - second > 1e-4
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(answer["labels"].numpy()[clear], expected.argmax(-1)[clear])
+        answers.append(answer["probabilities"][0, :33, :33].numpy())
+    assert np.abs(answers[0] - answers[1]).max() > 1e-3  # the image matters
 
 
 def test_a_model_of_two_replicas(two_replicas, tmp_path):

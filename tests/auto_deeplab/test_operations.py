@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab import search_space
+from auto_deeplab import operations, search_space
 from auto_deeplab.operations import OPERATIONS, ConvNorm, SeparableNorm
 
 C = 3
@@ -122,6 +122,51 @@ def test_atrous_convolutions_and_their_filter_gradients(kind, size, rate):
     np.testing.assert_allclose(y, expected, atol=1e-4)
     gradient = tape.gradient(total, kernel.value)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-3)
+
+
+def unfolded(x, kernel, norm, training, *, stride=1, rate=1):
+    """Convolution, then the formula of BN on the map."""
+    assert not training
+    y = tf.nn.conv2d(x, kernel, stride, "SAME", dilations=rate)
+    y = (y - norm.moving_mean) / tf.sqrt(norm.moving_variance + norm.epsilon)
+    return y * norm.gamma + norm.beta
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_batch_norm_folded_into_the_kernel_equals_that_after_it(name, stride, monkeypatch):
+    # 6 channels from 4, so that every operation has a convolution; values as after some training.
+    layer = build(name, filters=6, stride=stride, channels=4)
+    rng = np.random.default_rng(2)
+    for variable in layer.variables:
+        if "kernel" not in variable.name:
+            positive = variable.name in ("gamma", "moving_variance")
+            variable.assign(rng.uniform(0.1 if positive else -2, 2, variable.shape))
+    x = random_map(2, 9, 12, 4)
+    values = [variable.value for variable in layer.trainable_variables]
+
+    def answer():
+        with tf.GradientTape() as tape:
+            y = layer(x)
+            loss = tf.reduce_sum(tf.sin(y))
+        return [y, *tape.gradient(loss, values)]
+
+    folded = answer()
+    monkeypatch.setattr(operations, "convolve_and_normalize", unfolded)
+    for found, expected in zip(folded, answer(), strict=True):
+        # A gradient is a sum over pixels whose terms cancel, so its rounding is larger.
+        tolerance = (1e-5 if expected.shape == folded[0].shape else 1e-4) * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["sep_conv_5x5", "atrous_conv_3x3"])
+def test_inference_multiplies_kernels_and_no_map(name):
+    layer = build(name)
+    function = tf.function(lambda x: layer(x))
+    graph = function.get_concrete_function(tf.TensorSpec([2, 8, 8, C])).graph
+    shapes = [op.outputs[0].shape for op in graph.get_operations() if op.type == "Mul"]
+    assert any(shape.rank == 4 for shape in shapes)
+    assert not any(shape.rank == 4 and shape[1:3] == (8, 8) for shape in shapes)
 
 
 def test_kernels_of_one_shape_start_different_and_at_the_stated_scale():

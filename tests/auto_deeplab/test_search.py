@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from auto_deeplab import search_space
 from auto_deeplab.architecture import Architecture
+from auto_deeplab.cell import weight_shapes
 from auto_deeplab.search import Search, batches, decoded, report
 from auto_deeplab.supernet import SuperNet
 from official import distribution, optimizers
@@ -95,6 +96,7 @@ def everything(search):
 def untouched():
     """All eight operations and all four levels; its steps are run eagerly, which is quicker."""
     search = one_device(3, 2, search_space.OPERATIONS)
+    search.supernet.inline = True
     return search, [v.numpy() for v in everything(search)]
 
 
@@ -117,6 +119,12 @@ def weight_step(search, batch):
     return search.weight_step.python_function(batch)
 
 
+def eager_step(search, batch_a, batch_b):
+    """The two losses of a whole step."""
+    loss_w = weight_step(search, batch_a)
+    return loss_w, search.architecture_step.python_function(batch_b, batch_a)
+
+
 def architecture_step(search, batch):
     # Alone: a search step moves weights first.
     return search._strategy.run(search._update_architecture, (batch, None))
@@ -135,6 +143,10 @@ def loss(search, batch):
 def packed_edge(name, packed, edge):
     """One edge's slice of a packed variable of a cell with two blocks."""
     return reference.edge_weights({name: packed}, 2, edge)[name].numpy()
+
+
+def zeros(part):
+    return {pack: tf.zeros(variable.shape) for pack, variable in part.packed.items()}
 
 
 def test_the_groups_are_disjoint_and_complete(search):
@@ -158,20 +170,27 @@ def test_every_variable_and_every_slice_gets_a_gradient(search):
     with tf.GradientTape() as tape:
         value = loss(search, random_batch(0))
     gradients = tape.gradient(value, [v.value for v in (*w, *a)])
+    parts = {
+        id(variable): part
+        for part in search.supernet.nodes
+        for pack, variable in part.packed.items()
+        if set(part.packs[pack]) & set(weight_shapes(search_space.OPERATIONS, 2, 1))
+    }
+    assert len(parts) == 9 * 5  # nodes; depthwise 3x3 and 5x5, pointwise, atrous 3x3 and 5x5
     for variable, gradient in zip((*w, *a), gradients, strict=True):
         value, gradient = variable.numpy(), tf.convert_to_tensor(gradient).numpy()
         slices = [(value, gradient)]
-        if variable.name.startswith(search_space.OPERATIONS):  # packed
+        part = parts.get(id(variable))
+        if part:  # packed
             slices = [
-                [
-                    reference.edge_weights({variable.name: x}, 2, edge)[variable.name].numpy()
-                    for x in slices[0]
-                ]
+                [packed_edge(name, packed[name], edge) for packed in both]
+                for both in [[part.unpack({**zeros(part), variable.name: x}) for x in slices[0]]]
+                for name in part.packs[variable.name]
                 for edge in reference.cell_edges(2)
             ]
-        if variable.name == "alpha":
+        if variable.path == "architecture/alpha":
             slices = list(zip(value.flat, gradient.flat, strict=True))
-        if variable.name == "beta":
+        if variable.path == "architecture/beta":
             legal = search.architecture._legal
             slices = list(zip(value[legal], gradient[legal], strict=True))
             assert not np.any(gradient[~legal])
@@ -252,7 +271,8 @@ def test_traced_steps_equal_the_eager_ones(traced):
             losses = [weight_step(traced, one), weight_step(traced, two)]
             losses.append(architecture_step(traced, one))
         else:
-            losses = [traced.step(one)["loss_w"], *traced.step(two, one).values()]
+            first, second = traced.steps((one,), (two, one))
+            losses = [*first.values(), *second.values()]
         # The architecture's loss is that of the weights just updated.
         results.append((losses, values(traced.supernet.variables) | architecture(traced)))
     (losses, wanted), (traced_losses, actual) = results
@@ -264,6 +284,27 @@ def fake_cost_term(alpha_of, beta):
     """A penalty that is easy to differentiate, and an expected cost that is something else."""
     penalty = tf.reduce_sum(alpha_of(1, 0)[0] * [0.0, 1.0, 2.0, 3.0, 4.0]) * beta[0, 0, 1]
     return penalty, 100.0 * penalty
+
+
+def test_nothing_is_traced_again(traced):
+    batches = [(random_batch(number), random_batch(number + 1)) for number in range(4)]
+    for pattern in ([batches[0][:1]], batches[:1], batches[:2]):
+        traced.steps(*pattern)
+    functions = {
+        "steps": traced.steps,
+        "weight_step": traced.weight_step,
+        "architecture_step": traced.architecture_step,
+    }
+    counts = {
+        name: function.experimental_get_tracing_count() for name, function in functions.items()
+    }
+    # The weights alone, both, two of both at once: each group's update only once for all of them.
+    assert (counts["weight_step"], counts["architecture_step"]) == (1, 1)
+    for pattern in ([batches[1][:1]], batches[1:2], batches[2:4]):
+        traced.steps(*pattern)
+    assert counts == {
+        name: function.experimental_get_tracing_count() for name, function in functions.items()
+    }
 
 
 def test_the_cost_term_joins_the_architectures_loss_alone(two_replicas):
@@ -295,8 +336,8 @@ def test_the_cost_term_joins_the_architectures_loss_alone(two_replicas):
 
 def test_the_loss_falls_in_both_phases(traced):
     batch = random_batch(0)
-    first = [float(traced.step(batch)["loss_w"]) for _ in range(30)]
-    second = [traced.step(batch, batch) for _ in range(30)]
+    first = [float(traced.steps((batch,))[0]["loss_w"]) for _ in range(30)]
+    second = [traced.steps((batch, batch))[0] for _ in range(30)]
     # Guessing is ln 3 = 1.1.
     assert first[-1] < 0.75 * first[0]
     assert float(second[-1]["loss_w"]) < first[-1]
@@ -308,7 +349,7 @@ def test_the_loss_falls_in_both_phases(traced):
 def test_a_batch_without_valid_pixels_is_no_gradient(traced):
     before = architecture(traced)
     batch = random_batch(0) | {"label": np.full((4, 33, 33), VOID, "int32")}
-    losses = traced.step(batch, batch)
+    (losses,) = traced.steps((batch, batch))
     assert losses["loss_w"].numpy() == losses["loss_arch"].numpy() == 0.0
     assert all(np.isfinite(v.numpy()).all() for v in everything(traced))
     for path, value in before.items():
@@ -316,8 +357,8 @@ def test_a_batch_without_valid_pixels_is_no_gradient(traced):
 
 
 def one_search_step(search, strategy, eager):
-    step = search.search_step.python_function if eager else search.search_step
-    losses = step(per_replica(strategy, random_batch(0)), per_replica(strategy, random_batch(1)))
+    batches = per_replica(strategy, random_batch(0)), per_replica(strategy, random_batch(1))
+    losses = eager_step(search, *batches) if eager else list(search.steps(batches)[0].values())
     return losses, values([*search.supernet.variables, *search.architecture.variables])
 
 
@@ -358,7 +399,7 @@ def search_step_in(precision, wrap=lambda optimizer: optimizer):
             architecture_optimizer=lambda: wrap(optimizers.sgd(1.0, l2=1e-3)),
         )
         before = weights(search) | architecture(search)
-        losses = search.search_step.python_function(random_batch(0), random_batch(1))
+        losses = eager_step(search, random_batch(0), random_batch(1))
         assert search.logits(random_batch(0)["image"]).dtype == tf.float32
     finally:
         distribution.set_precision("float32")
@@ -412,7 +453,7 @@ def test_xla_equals_the_plain_step():
     for jit_compile in (False, True):
         search = one_device(1, 1, ("atrous_conv_3x3", "skip_connect"), jit_compile=jit_compile)
         before = values([*search.supernet.variables, *search.architecture.variables])
-        losses = list(search.step(random_batch(0), random_batch(1)).values())
+        losses = list(search.steps((random_batch(0), random_batch(1)))[0].values())
         results.append(
             (losses, values([*search.supernet.variables, *search.architecture.variables]))
         )

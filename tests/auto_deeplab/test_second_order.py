@@ -74,7 +74,7 @@ class Plain:
     def __init__(self, search):
         self.legal = search.architecture._legal
         self.weights = {
-            part.name: {k: tf.constant(v.numpy(), tf.float64) for k, v in part.by_name.items()}
+            part.name: {k: tf.cast(v, tf.float64) for k, v in part.unpack(part.packed).items()}
             for part in search.supernet.parts()
         }
         self.a = [tf.constant(v.numpy(), tf.float64) for v in search.architecture.variables]

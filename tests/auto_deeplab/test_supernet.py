@@ -16,7 +16,7 @@ OPERATIONS = search_space.OPERATIONS
 SIZE = (60, 33)  # padded to 65 x 33, so that level 3 has 3 x 2 pixels
 
 
-def build(num_layers, num_blocks, operations):
+def build(num_layers, num_blocks, operations, **options):
     keras.utils.set_random_seed(0)
     return SuperNet(
         num_classes=CLASSES,
@@ -25,13 +25,17 @@ def build(num_layers, num_blocks, operations):
         operations=operations,
         filter_multiplier=FILTERS,
         stem_filters=(4, 4, 6),
+        **options,
     )
 
 
 @pytest.fixture(scope="module")
 def net():
     """Every variable random; tests restore what they change."""
-    net = build(LAYERS, BLOCKS, OPERATIONS)
+    return with_random_variables(build(LAYERS, BLOCKS, OPERATIONS))
+
+
+def with_random_variables(net):
     rng = np.random.default_rng(0)
     for variable in net.variables:
         if "kernel" not in variable.path:
@@ -60,16 +64,22 @@ def fused_pass(net):
         tape.watch([alpha, beta])
         logits, statistics = net(images, alpha, beta, training=True)
         loss = tf.reduce_sum(logits * direction().astype("float32"))
-    weights = {part.name: {k: v.value for k, v in part.by_name.items()} for part in net.parts()}
-    gradients = tape.gradient(loss, (weights, alpha, beta))
-    return logits.numpy(), statistics, dense(gradients)
+    weights, alpha, beta = tape.gradient(loss, (packed_weights(net.parts()), alpha, beta))
+    return logits.numpy(), statistics, dense((unpacked(net.parts(), weights), alpha, beta))
+
+
+def packed_weights(parts):
+    return {part.name: {k: v.value for k, v in part.packed.items()} for part in parts}
+
+
+def unpacked(parts, packed):
+    """Weights, or their gradients, by their own names."""
+    return {part.name: part.unpack(packed[part.name]) for part in parts}
 
 
 def plain_weights(net):
-    def float64(variable):
-        return tf.constant(variable.numpy().astype("float64"))
-
-    return {p.name: {k: float64(v) for k, v in p.by_name.items()} for p in net.parts()}
+    weights = unpacked(net.parts(), packed_weights(net.parts()))
+    return tf.nest.map_structure(lambda weight: tf.cast(weight, tf.float64), weights)
 
 
 @pytest.fixture(scope="module")
@@ -204,39 +214,56 @@ def test_evaluation_takes_every_moving_statistic_from_its_place(net):
     assert_close(logits.numpy(), wanted, 2e-5)
 
 
-def test_recomputing_the_nodes_changes_nothing(net, fused):
+@pytest.fixture(scope="module", params=["node", "none", "inline"])
+def other(request):
+    """The same super-net, which recomputes something else, or has no functions of its own."""
+    if request.param != "inline":
+        return with_random_variables(build(LAYERS, BLOCKS, OPERATIONS, recompute=request.param))
+    net = with_random_variables(build(LAYERS, BLOCKS, OPERATIONS))
+    net.inline = True  # as with several replicas
+    return net
+
+
+def test_neither_recomputation_nor_tracing_changes_anything(other, fused):
     logits, statistics, gradients = fused
-    try:
-        net.recompute = False
-        kept_logits, kept_statistics, kept_gradients = fused_pass(net)
-    finally:
-        net.recompute = True
-    np.testing.assert_allclose(kept_logits, logits, rtol=1e-5, atol=1e-5)
-    for (mean, variance), (kept_mean, kept_variance) in zip(
-        statistics, kept_statistics, strict=True
-    ):
-        np.testing.assert_allclose(kept_mean, mean, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(kept_variance, variance, rtol=1e-5)
+    other_logits, other_statistics, other_gradients = fused_pass(other)
+    np.testing.assert_allclose(other_logits, logits, rtol=1e-5, atol=1e-5)
+    for pair, other_pair in zip(statistics, other_statistics, strict=True):
+        np.testing.assert_allclose(other_pair[0], pair[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(other_pair[1], pair[1], rtol=1e-5, atol=1e-7)
     for gradient, kept in zip(
-        tf.nest.flatten(gradients), tf.nest.flatten(kept_gradients), strict=True
+        tf.nest.flatten(gradients), tf.nest.flatten(other_gradients), strict=True
     ):
         assert_close(kept, gradient, 1e-5)
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-def test_moving_statistics_move_once_a_step(net, plain, recompute):
+def test_fixed_weights_change_no_other_gradient(net, fused):
+    images, alpha, beta = (tf.constant(x) for x in inputs())
+    kernel = net.nodes[-1].packed["pointwise_kernel"].value
+    with tf.GradientTape() as tape:
+        tape.watch([alpha, beta])
+        logits, _ = net(images, alpha, beta, training=True, fixed_weights=True)
+        loss = tf.reduce_sum(logits * direction().astype("float32"))
+    by_alpha, by_beta, by_kernel = dense(
+        tape.gradient(loss, [alpha, beta, kernel], unconnected_gradients="zero")
+    )
+    _, wanted_alpha, wanted_beta = fused[2]
+    assert_close(by_alpha, wanted_alpha, 1e-5)
+    assert_close(by_beta, wanted_beta, 1e-5)
+    assert not np.any(by_kernel)
+
+
+def test_moving_statistics_move_once_a_step(net, plain):
     images, alpha, beta = inputs()
     before = moving_statistics(net)
-    net.recompute = recompute
     try:
         with tf.GradientTape() as tape:
             logits, statistics = net(images, alpha, beta, training=True)
-        # The backward pass runs the nodes again; it must not count.
-        tape.gradient(logits, [part.by_name["second.kernel"].value for part in net.nodes])
+        # The backward pass computes cells again; it must not count.
+        tape.gradient(logits, [part.packed["second.kernel"].value for part in net.nodes])
         net.update_moving_statistics(statistics)
         after = moving_statistics(net)
     finally:
-        net.recompute = True
         for part, (mean, variance) in zip(net.parts(), before, strict=True):
             part.moving_mean.assign(mean)
             part.moving_variance.assign(variance)
@@ -257,8 +284,8 @@ def test_one_hot_beta_is_the_path(net, path):
     with tf.GradientTape() as tape:
         logits, _ = net(images, alpha, beta, training=True)
         loss = tf.reduce_sum(logits * direction().astype("float32"))
-    weights = {part.name: {k: v.value for k, v in part.by_name.items()} for part in net.nodes}
-    gradients = dense(tape.gradient(loss, weights))
+    gradients = tape.gradient(loss, packed_weights(net.nodes))
+    gradients = dense(unpacked(net.nodes, dense(gradients)))
     for layer, level in search_space.nodes(LAYERS):
         own = gradients[f"layer_{layer}_level_{level}"]
         influence = {name for name, gradient in own.items() if np.any(gradient)}

@@ -56,7 +56,7 @@ def test_every_node_has_its_alpha(sharing):
     gradient = tape.gradient(loss, alpha).numpy()
 
     weights = {
-        part.name: {k: tf.constant(v.numpy(), tf.float64) for k, v in part.by_name.items()}
+        part.name: {k: tf.cast(v, tf.float64) for k, v in part.unpack(part.packed).items()}
         for part in net.parts()
     }
     plain = tf.constant(alphas, tf.float64)

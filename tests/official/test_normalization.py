@@ -120,7 +120,7 @@ def test_half_precision_keeps_the_dtype_and_float32_statistics(dtype):
 def chain(x, w, norm):
     """Three normalisations of 2, 6 and 3 channels, the middle one in a nested function."""
 
-    def nested(x, moving):
+    def nested(moving, x):
         inner = PackedNorm(EPSILON, moving)
         y = inner(tf.tile(x, [1, 1, 1, 3]), w["scale"])
         return y, inner.statistics()

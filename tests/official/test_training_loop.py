@@ -13,12 +13,17 @@ class Run:
 
     def __init__(self, model_dir):
         self.model_dir, self.saved, self.reported = model_dir, [], []
+        self.calls = []  # the number of steps in each
         self.at = {}  # what happens in a step, a report, or while waiting for a batch
         self.loss = float
 
     def step(self, number):
         self.at.get(("step", number), lambda: None)()
         return {"loss_w": tf.constant(self.loss(number))}
+
+    def steps(self, *arguments):
+        self.calls.append(len(arguments))
+        return [self.step(*own) for own in arguments]
 
     def batches(self, start):
         number = start
@@ -36,10 +41,10 @@ class Run:
         if step not in self.saved:
             self.saved.append(step)
 
-    def run(self, start=0, total=10, save_every=3, report_every=4):
+    def run(self, start=0, total=10, save_every=3, report_every=4, steps_per_loop=1):
         return training_loop.run(
             "search",
-            self.step,
+            self.steps,
             self.batches(start),
             self.report,
             model_dir=str(self.model_dir),
@@ -50,6 +55,7 @@ class Run:
             save=self.save,
             save_every=save_every,
             report_every=report_every,
+            steps_per_loop=steps_per_loop,
         )
 
     def interrupted(self, **options):
@@ -84,6 +90,21 @@ def test_saves_and_reports_when_due_and_at_the_end(run):
         assert row["val_miou"] == 0.5 and row["path"] == [0, 1]
         assert row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1
     assert list((run.model_dir / "summaries").iterdir())
+
+
+def test_several_steps_a_call_end_where_something_is_due(run):
+    rows = run.run(steps_per_loop=3)
+    # Saves at 3 6 9, reports at 4 8, the end at 10.
+    assert run.calls == [3, 1, 2, 2, 1, 1]
+    assert run.saved == [3, 6, 9, 10] and run.reported == [4, 8, 10]
+    assert [row["loss_w"] for row in rows] == [2.5, 6.5, 9.5]
+
+
+def test_every_step_of_a_call_is_checked(run):
+    run.loss = lambda number: float("nan") if number == 5 else number
+    with pytest.raises(RunError, match="loss_w is nan at step 5"):
+        run.run(steps_per_loop=4, save_every=20, report_every=20)
+    assert run.calls == [4, 4, 2] and run.saved == []
 
 
 def test_a_loss_of_the_second_phase_is_averaged_over_its_own_steps(run):
@@ -167,7 +188,7 @@ def test_a_further_worker_writes_nothing(run):
     before = (run.model_dir / "history.jsonl").read_bytes()
     training_loop.run(
         "search",
-        run.step,
+        run.steps,
         run.batches(0),
         run.report,
         model_dir=str(run.model_dir),

@@ -275,16 +275,13 @@ class SuperNet(keras.Model):
             moving_average(part.moving_mean, mean, MOMENTUM)
             moving_average(part.moving_variance, variance, MOMENTUM)
 
-    def _make_leave(
-        self, level: int, second: bool, training: bool, fixed_weights: bool
-    ) -> Callable[..., Any]:
-        """`cell.leave`, (moving statistics or None, h, weights, scale) -> (tensor, statistics), for
-        H^{l-2} or for all other states of a level.
+    def _make_leave(self, level: int, training: bool, fixed_weights: bool) -> Callable[..., Any]:
+        """`cell.leave`, (moving statistics or None, h, weights, scale) -> (tensor, statistics).
 
-        One trace serves them all: the tensors' sizes are left open. But not one for all levels:
+        One trace serves all states of a level: the tensors' sizes are left open. But not all levels:
         TensorFlow's CPU kernel for BN keeps the number of channels in itself, so that two calls of
         one function at the same time, for different numbers, damage memory. States of one level
-        wait for each other, all but H^{l-1} and H^{l-2}, which therefore have a function each.
+        wait for each other.
         """
 
         def leave(norm: PackedNorm, h: tf.Tensor, w: Tensors, scale: Tensors) -> tf.Tensor:
@@ -335,16 +332,19 @@ class SuperNet(keras.Model):
 
             def leaving(h: tf.Tensor, source: int) -> tf.Tensor:
                 n = destinations[source]
-                leave = self._leave(level, source == 1, training, fixed_weights)
+                leave = self._leave(level, training, fixed_weights)
                 normalized = h.shape[3] * cell.statistics_size(self.operations, n, channels)
                 y = norm.nested(leave, normalized, h, weights[source], scale[source])
-                return tf.ensure_shape(y, [*h.shape[:-1], n * channels])
+                y.set_shape([*h.shape[:-1], n * channels])  # traced for all sizes, it cannot tell
+                return y
 
             h2 = conv_bn(tf.nn.relu(second), "second", w, norm, stride=factor)
             # H^{l-2}'s edges are the same for all arrows of the node.
             from_second = leaving(h2[..., None, :], 1)
             pairs = zip(sources, previous, strict=True)
             h1 = tf.stack([adapt(h, source, level, w, norm) for source, h in pairs], 3)
+            if not self.inline:  # they would not wait for each other: see _make_leave
+                (h1,) = not_before(from_second, [h1])
             cells = tf.unstack(cell.mixed_cells(h1, from_second, leaving), axis=3)
             shares = tf.unstack(tf.cast(beta, h1.dtype), len(sources))
             return tf.add_n([share * y for share, y in zip(shares, cells, strict=True)])
@@ -403,7 +403,7 @@ def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def not_before(dy: tf.Tensor, maps: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """The same maps, once dy is there: what is computed again from them would else be computed at
-    once, and kept after all.
+    once, and kept after all. Their gradients are there before dy's.
 
     XLA knows no dependencies but those of data, so a zero is made of dy.
     """

@@ -119,10 +119,10 @@ class PackedNorm:
         """
         if self._moving is not None:
             return function(self._take(channels), *inputs)[0]
-        output, (mean, variance) = function(None, *inputs)
-        # Traced for all sizes, the function cannot tell this one.
-        mean, variance = tf.ensure_shape(mean, [channels]), tf.ensure_shape(variance, [channels])
-        self._collected.append((mean, variance))
+        output, statistics = function(None, *inputs)
+        for statistic in statistics:
+            statistic.set_shape([channels])  # a function traced for all sizes cannot tell
+        self._collected.append(statistics)
         return output
 
     def statistics(self) -> Statistics | None:

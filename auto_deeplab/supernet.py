@@ -134,6 +134,8 @@ class SuperNet(keras.Model):
         stem_filters: channels of the stem's three convolutions.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
         recompute: one of RECOMPUTE.
+        jit_compile: whether it is to be compiled with XLA. It then has no functions of its own: XLA
+            takes what one function's gradient takes from another for constants, images included.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class SuperNet(keras.Model):
         stem_filters: tuple[int, int, int] = (64, 64, 128),
         alpha_sharing: str = "global",
         recompute: str = "cell",
+        jit_compile: bool = False,
     ) -> None:
         # alpha and beta must stay float32 whatever the precision of the convolutions.
         super().__init__(name="supernet", autocast=False)
@@ -177,7 +180,7 @@ class SuperNet(keras.Model):
         ]
         # Synchronised BN cannot run inside a nested function: with several replicas, the same code
         # is inlined.
-        self.inline = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self.inline = jit_compile or tf.distribute.get_strategy().num_replicas_in_sync > 1
         self._leave = functools.cache(self._make_leave)
         self._nodes: dict[Any, Callable[..., Any]] = {}
         self.built = True
@@ -278,10 +281,10 @@ class SuperNet(keras.Model):
     def _make_leave(self, level: int, training: bool, fixed_weights: bool) -> Callable[..., Any]:
         """`cell.leave`, (moving statistics or None, h, weights, scale) -> (tensor, statistics).
 
-        One trace serves all states of a level: the tensors' sizes are left open. But not all levels:
-        TensorFlow's CPU kernel for BN keeps the number of channels in itself, so that two calls of
-        one function at the same time, for different numbers, damage memory. States of one level
-        wait for each other.
+        One trace serves all states of a level: the tensors' sizes are left open. But not those of
+        all levels: TensorFlow's CPU kernel for BN keeps the number of channels in itself, so that
+        two calls of one function at the same time, for different numbers, damage memory. States of
+        one level wait for each other.
         """
 
         def leave(norm: PackedNorm, h: tf.Tensor, w: Tensors, scale: Tensors) -> tf.Tensor:
@@ -343,7 +346,8 @@ class SuperNet(keras.Model):
             from_second = leaving(h2[..., None, :], 1)
             pairs = zip(sources, previous, strict=True)
             h1 = tf.stack([adapt(h, source, level, w, norm) for source, h in pairs], 3)
-            if not self.inline:  # they would not wait for each other: see _make_leave
+            if not self.inline:
+                # Else these two would not wait for each other: see _make_leave.
                 (h1,) = not_before(from_second, [h1])
             cells = tf.unstack(cell.mixed_cells(h1, from_second, leaving), axis=3)
             shares = tf.unstack(tf.cast(beta, h1.dtype), len(sources))

@@ -713,6 +713,7 @@ def new_search(
         stem_filters=tuple(FLAGS.stem_filters),
         alpha_sharing=FLAGS.alpha_sharing,
         recompute=FLAGS.recompute,
+        jit_compile=FLAGS.jit_compile,
     )
     return search.Search(
         supernet,

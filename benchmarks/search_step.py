@@ -80,6 +80,7 @@ class Setting:
             operations=SPACES[self.space],
             filter_multiplier=self.filter_multiplier,
             recompute=self.recompute,
+            jit_compile=self.jit_compile,
         )
 
     def search(self) -> Search:

@@ -2,10 +2,11 @@
 
 Written plainly, block i is the sum over its inputs j and the operations k of
 alpha[j -> i, k] * O_k(H_j): 20 edges x 8 operations, each a few small kernels. Here everything that
-leaves one state h_j is computed at once, for all n later blocks that it feeds: n copies of
-relu(h_j) side by side along the channels, grouped convolutions, and alpha as the scale of the last
-normalisation (which has no learned scale in the search). What the later blocks have received so far
-is `pending`, [N, H, W, n * C]; its first C channels are the next block.
+leaves one state h_j is computed at once, for all n later blocks that it feeds and for the A arrows
+(cells that end in one node and share its weights): A * n copies of relu(h_j) side by side along the
+channels, grouped convolutions, and alpha as the scale of the last normalisation (which has no
+learned scale in the search). What the later blocks have received so far is `pending`,
+[N, H, W, A, n * C]; its first C channels are the next block.
 
 Edges are packed *by source*: those that leave H^{l-1}, then H^{l-2}, then block 0, block 1, ...;
 within a source by destination. `tests/auto_deeplab/reference.py` is the plain form that this
@@ -103,8 +104,8 @@ def scales(
     for rows in edge_rows(num_blocks):
         leaving = tf.gather(alpha, rows)  # [n, operations]
         copies = tf.tile(leaving[..., None], [1, 1, channels])  # [n, operations, C]
-        columns = tf.unstack(copies, axis=1)
-        source = {name: tf.reshape(columns[operations.index(name)], [-1]) for name in convolutions}
+        by_name = dict(zip(operations, tf.unstack(copies, axis=1), strict=True))
+        source = {name: tf.reshape(by_name[name], [-1]) for name in convolutions}
         if plain:
             columns = tf.gather(leaving, [operations.index(name) for name in plain], axis=1)
             # [P, C, n, C]: alpha where both channels are the same, else 0.

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -19,8 +20,6 @@ if __name__ == "__main__":
     from official.quiet import import_tensorflow
 
     import_tensorflow()
-
-from dataclasses import replace
 
 from absl import flags
 

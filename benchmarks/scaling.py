@@ -89,7 +89,7 @@ def main() -> None:
                 progress.advance(1, lambda: "")
     print(f"{base}: {found[base]['weight_step_s']:.2f} s a weight step")
     print(
-        f"{'':<24}{'seconds':>9}{'GFLOP':>9}{'time x':>9}{'GFLOP x':>9}{'peak GB':>9}{'first':>7}"
+        f"{'':<24}{'seconds':>9}{'GFLOP':>9}{'time x':>9}{'GFLOP x':>9}{'peak GB':>9}{'first s':>9}"
     )
     results: dict[str, dict[int, Row]] = {}
     for name, all_ in sizes.items():

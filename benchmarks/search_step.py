@@ -8,7 +8,7 @@ arithmetic of the traced graph at the rate that this machine reaches in one larg
 measured in the same run. Arithmetic: a multiply-add is two operations; a gradient by the inputs
 costs as much as the forward pass, one by the weights as much again. So a weight step is three
 forward passes, and the architecture's gradient, which needs none by the weights, two more.
-Recomputed nodes are overhead, not work. The last line is JSON.
+What is computed again is overhead, not work. The last line is JSON.
 """
 
 import json
@@ -61,8 +61,9 @@ class Setting:
 
     @classmethod
     def from_flags(cls) -> "Setting":
-        """The flags of this script's name."""
-        return cls(**{field.name: flags.FLAGS[field.name].value for field in fields(cls)})
+        """From the flags that have the fields' names."""
+        names = [field.name for field in fields(cls) if field.name in flags.FLAGS]
+        return cls(**{name: flags.FLAGS[name].value for name in names})
 
     def __str__(self) -> str:
         return (
@@ -130,7 +131,7 @@ class Setting:
 
 
 def define_flags() -> None:
-    """A flag for each field of Setting."""
+    """A flag for each field of Setting but jit_compile."""
     flags.DEFINE_integer("crop_size", 321, "side of the images", lower_bound=1)
     flags.DEFINE_integer("batch_size", 2, "images", lower_bound=1)
     flags.DEFINE_enum("space", "dense", list(SPACES), "the cell's operations")
@@ -139,7 +140,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
     flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "what layers compute in")
     flags.DEFINE_enum("recompute", "cell", list(RECOMPUTE), "what the backward pass computes again")
-    flags.DEFINE_bool("jit_compile", False, "compile the steps with XLA")
 
 
 def peak_gb() -> float:
@@ -179,7 +179,7 @@ def main() -> None:
     began = time.perf_counter()
     threads = flags.FLAGS.intra_op_threads
     if threads:
-        tf.config.threading.set_inter_op_parallelism_threads(len(os.sched_getaffinity(0)))
+        tf.config.threading.set_inter_op_parallelism_threads(os.cpu_count())
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     searching = setting.search()
     one, two = setting.batches()
@@ -201,10 +201,7 @@ def main() -> None:
     forward_gflop = setting.forward_gflop(searching)
     matmul, conv = machine.rates().values()
     work = {"weight": 3 * forward_gflop, "search": 5 * forward_gflop}
-    print(
-        f"{setting}; {len(os.sched_getaffinity(0))} cores: "
-        f"matmul {matmul:.0f}, conv {conv:.0f} GFLOP/s"
-    )
+    print(f"{setting}; {os.cpu_count()} cores: matmul {matmul:.0f}, conv {conv:.0f} GFLOP/s")
     print(f"{'step':<24}{'seconds':>10}{'GFLOP':>10}{'limit, s':>10}{'of limit':>10}")
     for name, label, time_taken in (
         ("weight", "weights", weight),
@@ -235,5 +232,6 @@ if __name__ == "__main__":
     define_flags()
     flags.DEFINE_integer("steps", 5, "steps of each kind that are measured", lower_bound=1)
     flags.DEFINE_integer("intra_op_threads", 0, "threads of an operation; 0: as in --mode=search")
+    flags.DEFINE_bool("jit_compile", False, "compile the steps with XLA")
     flags.DEFINE_bool("profile", False, "show where a weight step spends its time, too")
     run_app(main)

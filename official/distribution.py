@@ -147,7 +147,7 @@ def expect_many_operations() -> None:
     """
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
     if not chosen and cores <= FEW_CORES:
         # A process in which TensorFlow has started keeps its threads.
         with contextlib.suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""The outer loop: it owns steps, progress, reports, saving and stopping; callers own one step."""
+"""The outer loop: it owns steps, progress, reports, saving and stopping; callers own the steps."""
 
 import functools
 import itertools

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Cell, Network, PathCell
 from auto_deeplab.operations import OPERATIONS
 from official.files import make_directory, write_atomically
+from official.normalization import BatchNorm
 from official.preprocessing import network_input
 from official.progress import Progress
 from official.resizing import network_size, resize_bilinear
@@ -40,7 +42,7 @@ SETTINGS = (
 )
 """What a table is measured for: flags of train.py, and keys of its `settings`."""
 
-MOMENTUM = 0.9  # of BN, which is not trained here
+BATCH_NORM = partial(BatchNorm, momentum=0.9)  # it is not trained here
 
 Key = tuple[str | int, ...]
 Piece = tuple[Callable[..., Any], Sequence[tf.TensorSpec]]
@@ -242,7 +244,7 @@ class _Builder:
     def _operation(self, name: str, level: int, stride: int) -> Piece:
         x = self._map(level - (stride == 2), self.filters[level])
         layer = OPERATIONS[name](
-            filters=self.filters[level], stride=stride, momentum=MOMENTUM, name=name
+            filters=self.filters[level], stride=stride, batch_norm=BATCH_NORM, name=name
         )
         layer.build(x.shape)
         return layer, [x]
@@ -250,7 +252,7 @@ class _Builder:
     def _inputs(self, layer: int, before_last: int, last: int, level: int) -> Piece:
         first = self._map(last, self._channels(layer - 1, last))
         second = self._map(before_last, self._channels(layer - 2, before_last))
-        cell = PathCell((), self.filters[level], (before_last, last, level), MOMENTUM, "inputs")
+        cell = PathCell((), self.filters[level], (before_last, last, level), BATCH_NORM, "inputs")
         cell.build(first.shape, second.shape)
         return cell.inputs, [first, second]
 
@@ -260,7 +262,7 @@ class _Builder:
         skip = search_space.SKIP_CONNECT
         blocks = [((0, skip), (1 + block, skip)) for block in range(self.num_blocks)]
         x = self._map(level, self.filters[level])
-        cell = Cell(blocks, self.filters[level], momentum=MOMENTUM)
+        cell = Cell(blocks, self.filters[level], batch_norm=BATCH_NORM)
         cell.build(x.shape)
         return cell, [x, x]
 

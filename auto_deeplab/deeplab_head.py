@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from auto_deeplab.operations import ConvNorm, Shape
+from official.normalization import MakeBatchNorm
 from official.resizing import resize_bilinear, sides
 
 EPSILON = 1e-5
@@ -20,14 +21,14 @@ DROPOUT_KEEP_PROB = 0.9
 
 
 def conv_norm(
-    filters: int, size: int, momentum: float, name: str | None = None, rate: int = 1
+    filters: int, size: int, batch_norm: MakeBatchNorm, name: str | None = None, rate: int = 1
 ) -> ConvNorm:
     """A convolution and BN as ASPP and decoder have them."""
     return ConvNorm(
         filters,
         size,
         rate=rate,
-        momentum=momentum,
+        batch_norm=batch_norm,
         epsilon=EPSILON,
         initializer=keras.initializers.GlorotUniform,
         name=name,
@@ -40,19 +41,21 @@ class ASPP(keras.layers.Layer):
     Args:
       filters: channels of every branch and of the output.
       output_stride: image pixels per input feature: 4, 8, 16 or 32.
-      momentum: of BN.
+      batch_norm: makes each BN.
     """
 
-    def __init__(self, filters: int, output_stride: int, momentum: float, name: str) -> None:
+    def __init__(
+        self, filters: int, output_stride: int, batch_norm: MakeBatchNorm, name: str
+    ) -> None:
         super().__init__(name=name)
         self.filters = filters
-        self.pooled = conv_norm(filters, 1, momentum, "pooled")
+        self.pooled = conv_norm(filters, 1, batch_norm, "pooled")
         rates = [rate * 16 // output_stride for rate in ATROUS_RATES]
-        self.branches = [conv_norm(filters, 1, momentum, "branch_0")] + [
-            conv_norm(filters, 3, momentum, f"branch_{number}", rate)
+        self.branches = [conv_norm(filters, 1, batch_norm, "branch_0")] + [
+            conv_norm(filters, 3, batch_norm, f"branch_{number}", rate)
             for number, rate in enumerate(rates, start=1)
         ]
-        self.project = conv_norm(filters, 1, momentum, "project")
+        self.project = conv_norm(filters, 1, batch_norm, "project")
 
     def build(self, shape: Shape) -> None:
         """Creates all variables."""
@@ -77,15 +80,20 @@ class Decoder(keras.layers.Layer):
       num_classes: channels of the logits.
       filters: of the two 3x3 convolutions.
       low_level_filters: to which the stride-4 feature is projected.
-      momentum: of BN.
+      batch_norm: makes each BN.
     """
 
     def __init__(
-        self, num_classes: int, filters: int, low_level_filters: int, momentum: float, name: str
+        self,
+        num_classes: int,
+        filters: int,
+        low_level_filters: int,
+        batch_norm: MakeBatchNorm,
+        name: str,
     ) -> None:
         super().__init__(name=name)
-        self.low_level = conv_norm(low_level_filters, 1, momentum, "low_level")
-        self.convs = [conv_norm(filters, 3, momentum, f"conv_{number}") for number in range(2)]
+        self.low_level = conv_norm(low_level_filters, 1, batch_norm, "low_level")
+        self.convs = [conv_norm(filters, 3, batch_norm, f"conv_{number}") for number in range(2)]
         self.logits = keras.layers.Conv2D(
             num_classes,
             1,

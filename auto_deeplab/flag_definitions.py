@@ -131,7 +131,16 @@ _count("max_eval_images", None, "Evaluate on so many evenly spaced images. Defau
 flags.DEFINE_string("checkpoint", None, "Path up to the step, or directory. Default: the newest.")
 flags.DEFINE_enum("distribution_strategy", "one_device", distribution.STRATEGIES, "Where to run.")
 flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "What layers compute in.")
-flags.DEFINE_bool("jit_compile", False, "search, train: compile the step with XLA; one replica.")
+flags.DEFINE_bool(
+    "sync_batch_norm",
+    True,
+    "search, train: BN goes by the statistics of the global batch, not of each replica's part.",
+)
+flags.DEFINE_bool(
+    "jit_compile",
+    False,
+    "search, train: compile the step with XLA; several replicas need --sync_batch_norm=false.",
+)
 _count("steps_per_loop", 1, "search, train: steps in one call of TensorFlow.")
 flags.DEFINE_bool("deterministic", False, "Equal runs give equal bits; slower, one thread.")
 

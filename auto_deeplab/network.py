@@ -8,6 +8,7 @@ its logits back.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from auto_deeplab import search_space
 from auto_deeplab.deeplab_head import ASPP, DROPOUT_KEEP_PROB, Decoder
 from auto_deeplab.genotype import Block, Genotype
 from auto_deeplab.operations import OPERATIONS, ConvNorm, Shape
+from official.normalization import BatchNorm, MakeBatchNorm
 from official.preprocessing import network_input
 from official.resizing import resize_bilinear, sides
 
@@ -29,13 +31,13 @@ class Stem(keras.layers.Layer):
 
     Args:
       filters: output channels of the three.
-      momentum: of BN.
+      batch_norm: makes each BN.
     """
 
-    def __init__(self, filters: Sequence[int], momentum: float, name: str) -> None:
+    def __init__(self, filters: Sequence[int], batch_norm: MakeBatchNorm, name: str) -> None:
         super().__init__(name=name)
         self.convs = [
-            ConvNorm(channels, 3, stride=stride, momentum=momentum, name=f"conv_{number}")
+            ConvNorm(channels, 3, stride=stride, batch_norm=batch_norm, name=f"conv_{number}")
             for number, (channels, stride) in enumerate(zip(filters, (2, 1, 2), strict=True))
         ]
 
@@ -59,7 +61,7 @@ class Cell(keras.layers.Layer):
       blocks: a cell of a Genotype: two (input, operation) per block.
       filters: C, the channels of every block.
       stride: of the operations on the cell's two inputs, 1 or 2.
-      momentum: of BN.
+      batch_norm: makes each BN.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Cell(keras.layers.Layer):
         filters: int,
         *,
         stride: int = 1,
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -80,7 +82,7 @@ class Cell(keras.layers.Layer):
             OPERATIONS[operation](
                 filters=filters,
                 stride=stride if source < 2 else 1,
-                momentum=momentum,
+                batch_norm=batch_norm,
                 name=f"block_{index // 2}_{('left', 'right')[index % 2]}",
             )
             for index, (source, operation) in enumerate(zip(self.sources, self.names, strict=True))
@@ -129,7 +131,7 @@ class PathCell(keras.layers.Layer):
       filters: C.
       levels: of H^{l-2}, H^{l-1} and the cell itself. If the last move goes up, H^{l-1} is doubled
         first; down is stride 2.
-      momentum: of BN.
+      batch_norm: makes each BN.
     """
 
     def __init__(
@@ -137,15 +139,15 @@ class PathCell(keras.layers.Layer):
         blocks: Sequence[Block],
         filters: int,
         levels: tuple[int, int, int],
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         name: str,
     ) -> None:
         super().__init__(name=name)
         self.filters, self.levels = filters, levels
-        self.first = ConvNorm(filters, 1, momentum=momentum, name="first")
-        self.second = ConvNorm(filters, 1, momentum=momentum, name="second")
+        self.first = ConvNorm(filters, 1, batch_norm=batch_norm, name="first")
+        self.second = ConvNorm(filters, 1, batch_norm=batch_norm, name="second")
         stride = 2 if levels[2] > levels[1] else 1
-        self.blocks = Cell(blocks, filters, stride=stride, momentum=momentum, name="blocks")
+        self.blocks = Cell(blocks, filters, stride=stride, batch_norm=batch_norm, name="blocks")
         self.output_channels = len(blocks) * filters
 
     def build(self, first_shape: Shape, second_shape: Shape) -> None:
@@ -196,6 +198,7 @@ class Network(keras.Model):
       stem_filters: channels of the stem's three convolutions.
       batch_norm_decay: share of the old moving statistics kept at each step.
       fine_tune_batch_norm: False uses BN's moving statistics in training too, and leaves them.
+      sync_batch_norm: whether BN normalises by the global batch's statistics or by each replica's.
       drop_path_keep_prob: in (0, 1], for the last cell at the last step; see `drop_path_keep`.
       head_filters: channels of ASPP and decoder.
       low_level_filters: channels of the decoder's stride-4 feature.
@@ -210,6 +213,7 @@ class Network(keras.Model):
         stem_filters: Sequence[int] = (64, 64, 128),
         batch_norm_decay: float = 0.9997,
         fine_tune_batch_norm: bool = True,
+        sync_batch_norm: bool = True,
         drop_path_keep_prob: float = 1.0,
         head_filters: int = 256,
         low_level_filters: int = 48,
@@ -222,24 +226,24 @@ class Network(keras.Model):
         self.genotype = genotype
         self.fine_tune_batch_norm = fine_tune_batch_norm
         self.drop_path_keep_prob = drop_path_keep_prob
-        momentum = batch_norm_decay
+        batch_norm = partial(BatchNorm, momentum=batch_norm_decay, synchronized=sync_batch_norm)
         path = genotype.path
-        self.stem = Stem(stem_filters, momentum, name="stem")
+        self.stem = Stem(stem_filters, batch_norm, name="stem")
         self.cells = [
             PathCell(
                 genotype.cell(number + 1),
                 filter_multiplier * 2**level,
                 (before_last, last, level),
-                momentum,
+                batch_norm,
                 name=f"cell_{number}",
             )
             for number, (before_last, last, level) in enumerate(
                 zip((-1, 0, *path), (0, *path), path, strict=False)
             )
         ]
-        self.aspp = ASPP(head_filters, search_space.stride(path[-1]), momentum, name="aspp")
+        self.aspp = ASPP(head_filters, search_space.stride(path[-1]), batch_norm, name="aspp")
         self.decoder = Decoder(
-            num_classes, head_filters, low_level_filters, momentum, name="decoder"
+            num_classes, head_filters, low_level_filters, batch_norm, name="decoder"
         )
         # The decoder takes the last output at stride 4 before the path first leaves it (layer 0 is
         # the stem).

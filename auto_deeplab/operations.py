@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official.normalization import BatchNorm
+from official.normalization import BatchNorm, MakeBatchNorm
 from official.resizing import resize_bilinear, sides
 
 EPSILON = 1e-3
@@ -71,7 +71,8 @@ class ConvNorm(keras.layers.Layer):
       filters: output channels.
       size: side of the kernel.
       stride, rate: of the convolution; one of them is 1.
-      momentum, epsilon: of BN.
+      batch_norm: makes the BN.
+      epsilon: of BN.
       initializer: makes the kernel's initializer.
     """
 
@@ -82,7 +83,7 @@ class ConvNorm(keras.layers.Layer):
         *,
         stride: int = 1,
         rate: int = 1,
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         epsilon: float = EPSILON,
         initializer: Callable[[], Any] = scaled_uniform,
         name: str | None = None,
@@ -90,7 +91,7 @@ class ConvNorm(keras.layers.Layer):
         super().__init__(name=name)
         self.filters, self.size, self.stride, self.rate = filters, size, stride, rate
         self.initializer = initializer
-        self.norm = BatchNorm(momentum=momentum, epsilon=epsilon, name="norm")
+        self.norm = batch_norm(epsilon=epsilon, name="norm")
 
     def build(self, shape: Shape) -> None:
         """Creates kernel [size, size, C, filters] and BN's variables."""
@@ -118,12 +119,12 @@ class SeparableNorm(keras.layers.Layer):
         *,
         stride: int = 1,
         rate: int = 1,
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         self.filters, self.size, self.stride, self.rate = filters, size, stride, rate
-        self.norm = BatchNorm(momentum=momentum, epsilon=EPSILON, name="norm")
+        self.norm = batch_norm(epsilon=EPSILON, name="norm")
 
     def build(self, shape: Shape) -> None:
         """Creates kernels [size, size, C, 1] and [1, 1, C, filters], and BN's variables."""
@@ -155,10 +156,14 @@ class SeparableNorm(keras.layers.Layer):
 class SepConv(keras.layers.Layer):
     """Twice (ReLU, depthwise, pointwise, BN); the stride is the first depthwise convolution's."""
 
-    def __init__(self, size: int, filters: int, stride: int, momentum: float, name: str) -> None:
+    def __init__(
+        self, size: int, filters: int, stride: int, batch_norm: MakeBatchNorm, name: str
+    ) -> None:
         super().__init__(name=name)
-        self.first = SeparableNorm(filters, size, stride=stride, momentum=momentum, name="first")
-        self.second = SeparableNorm(filters, size, momentum=momentum, name="second")
+        self.first = SeparableNorm(
+            filters, size, stride=stride, batch_norm=batch_norm, name="first"
+        )
+        self.second = SeparableNorm(filters, size, batch_norm=batch_norm, name="second")
 
     def build(self, shape: Shape) -> None:
         """Creates the variables of both halves."""
@@ -187,13 +192,13 @@ class AtrousConv(keras.layers.Layer):
         size: int,
         filters: int,
         stride: int,
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         name: str,
     ) -> None:
         super().__init__(name=name)
         self.stride = stride
         rate = 2 if stride == 1 else 1
-        self.conv = conv(filters, size, rate=rate, momentum=momentum, name="conv")
+        self.conv = conv(filters, size, rate=rate, batch_norm=batch_norm, name="conv")
 
     def build(self, shape: Shape) -> None:
         """Creates the variables of the convolution and its BN."""
@@ -212,17 +217,17 @@ class Pool(keras.layers.Layer):
         pool: Callable[..., tf.Tensor],
         filters: int,
         stride: int,
-        momentum: float,
+        batch_norm: MakeBatchNorm,
         name: str,
     ) -> None:
         super().__init__(name=name)
-        self.pool, self.filters, self.stride, self.momentum = pool, filters, stride, momentum
+        self.pool, self.filters, self.stride, self.batch_norm = pool, filters, stride, batch_norm
         self.project: ConvNorm | None = None
 
     def build(self, shape: Shape) -> None:
         """Creates the 1x1 convolution if there is one."""
         if shape[-1] != self.filters:
-            self.project = ConvNorm(self.filters, 1, momentum=self.momentum, name="project")
+            self.project = ConvNorm(self.filters, 1, batch_norm=self.batch_norm, name="project")
             self.project.build(shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -234,16 +239,16 @@ class Pool(keras.layers.Layer):
 class SkipConnect(keras.layers.Layer):
     """Identity; ReLU, 1x1 convolution (stride), BN where the shape changes."""
 
-    def __init__(self, filters: int, stride: int, momentum: float, name: str) -> None:
+    def __init__(self, filters: int, stride: int, batch_norm: MakeBatchNorm, name: str) -> None:
         super().__init__(name=name)
-        self.filters, self.stride, self.momentum = filters, stride, momentum
+        self.filters, self.stride, self.batch_norm = filters, stride, batch_norm
         self.project: ConvNorm | None = None
 
     def build(self, shape: Shape) -> None:
         """Creates the 1x1 convolution if there is one."""
         if self.stride > 1 or shape[-1] != self.filters:
             self.project = ConvNorm(
-                self.filters, 1, stride=self.stride, momentum=self.momentum, name="project"
+                self.filters, 1, stride=self.stride, batch_norm=self.batch_norm, name="project"
             )
             self.project.build(shape)
 
@@ -271,4 +276,4 @@ OPERATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
     "max_pool_3x3": partial(Pool, tf.nn.max_pool2d),
     "skip_connect": SkipConnect,
 }
-"""The layer of each operation, called with (filters, stride, momentum, name)."""
+"""The layer of each operation, called with (filters, stride, batch_norm, name)."""

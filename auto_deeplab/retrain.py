@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -13,7 +12,14 @@ from auto_deeplab.trained import check_genotype
 from official import averaging, checkpoints
 from official.errors import RunError
 from official.losses import mining_share
-from official.training_step import NO_INLINE, Losses, mean_loss, minimize, several
+from official.training_step import (
+    NO_INLINE,
+    Losses,
+    mean_loss,
+    minimize,
+    pixels_of_all_replicas,
+    several,
+)
 
 Batch = dict[str, tf.Tensor]
 
@@ -37,7 +43,8 @@ class Retrain:
         averaged: a second network, built with the same arguments, whose variables become the moving
             averages of the first one's; None: no averages.
         ema_decay: in [0, 1), of the averages; see averaging.decay_at.
-        jit_compile: compile the whole step with XLA; one replica only.
+        jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
+            backward passes, for which the network's BN must not be synchronised.
     """
 
     def __init__(
@@ -64,8 +71,12 @@ class Retrain:
         self.averaged, self._ema_decay = averaged, ema_decay
         self.start_averages()
         optimizer.build(network.trainable_variables)
+        several_replicas = strategy.num_replicas_in_sync > 1
+        self._compile_passes = jit_compile and several_replicas
         self.train_step = tf.function(
-            self._train_step, jit_compile=jit_compile, experimental_attributes=NO_INLINE
+            self._train_step,
+            jit_compile=jit_compile and not several_replicas,
+            experimental_attributes=NO_INLINE,
         )
         self.steps = several(self.step)
 
@@ -103,20 +114,31 @@ class Retrain:
         seeds = tf.stack([tf.fill(tf.shape(numbers), self._seed), numbers], axis=1)
         progress = tf.cast(self.optimizer.iterations, tf.float32) / self._total_steps
 
-        def forward() -> tuple[tf.Tensor, Any]:
-            logits = self.network(batch["image"], training=True, seeds=seeds, progress=progress)
+        share = mining_share(self._top_k_pixels, self._hard_mining_steps, self.optimizer.iterations)
+        pixels = pixels_of_all_replicas(batch["label"], self._ignore_label, share)
+        network = self.network
+        moving = network.non_trainable_variables if network.fine_tune_batch_norm else []
+
+        def forward() -> tuple[tf.Tensor, list[tf.Tensor]]:
+            # What is compiled cannot assign the mean over replicas to the moving statistics.
+            with keras.StatelessScope() as scope:
+                logits = network(batch["image"], training=True, seeds=seeds, progress=progress)
             loss = mean_loss(
                 batch["label"],
                 logits,
                 self._ignore_label,
+                pixels,
                 class_weights=self._class_weights,
-                top_k_pixels=mining_share(
-                    self._top_k_pixels, self._hard_mining_steps, self.optimizer.iterations
-                ),
+                top_k_pixels=share,
             )
-            return loss, None
+            return loss, [scope.get_current_value(variable) for variable in moving]
 
-        return minimize(forward, self.network.trainable_variables, self.optimizer)[0]
+        loss, moved = minimize(
+            forward, network.trainable_variables, self.optimizer, self._compile_passes
+        )
+        for variable, value in zip(moving, moved, strict=True):
+            variable.assign(value)
+        return loss
 
 
 def initialize(network: Network, path: str, class_names: Sequence[str]) -> str | None:

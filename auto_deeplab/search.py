@@ -13,7 +13,15 @@ from auto_deeplab.architecture import Architecture
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.supernet import SuperNet
 from official.distribution import assign, sum_over_replicas
-from official.training_step import NO_INLINE, Losses, mean_loss, minimize, several
+from official.training_step import (
+    NO_INLINE,
+    Losses,
+    gradients,
+    mean_loss,
+    minimize,
+    pixels_of_all_replicas,
+    several,
+)
 
 Batch = dict[str, tf.Tensor]
 CostTerm = Callable[[Callable[[int, int], tf.Tensor], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -36,7 +44,8 @@ class Search:
             added to the architecture's loss; see expected_cost.budget_term. None: nothing is.
         second_order: whether the architecture's gradient sees what its change does to w; see
             `_second_order_gradients`.
-        jit_compile: compile the whole step with XLA; one replica only.
+        jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
+            backward passes, for which the super-net's BN must not be synchronised.
     """
 
     def __init__(
@@ -65,8 +74,10 @@ class Search:
         assert not {id(v) for v in w} & {id(v) for v in a}
         weight_optimizer.build(w)
         architecture_optimizer.build(a)
+        several_replicas = strategy.num_replicas_in_sync > 1
+        self._compile_passes = jit_compile and several_replicas
         options = {
-            "jit_compile": jit_compile,
+            "jit_compile": jit_compile and not several_replicas,
             "autograph": False,
             "experimental_attributes": NO_INLINE,
         }
@@ -105,19 +116,24 @@ class Search:
 
     def _update_weights(self, batch: Batch) -> tf.Tensor:
         loss, statistics = minimize(
-            self._forward(batch), self.supernet.trainable_variables, self.weight_optimizer
+            self._forward(batch),
+            self.supernet.trainable_variables,
+            self.weight_optimizer,
+            self._compile_passes,
         )
         self.supernet.update_moving_statistics(statistics)
         return loss
 
     def _update_architecture(self, batch_b: Batch, batch_a: Batch) -> tf.Tensor:
+        forward_b = self._forward(batch_b, fixed_weights=not self._second_order)
+
         def forward() -> tuple[tf.Tensor, tf.Tensor]:
-            loss, _ = self._forward(batch_b, fixed_weights=not self._second_order)()
+            loss, _ = forward_b()
             return loss + self._penalty(), loss
 
         optimizer, a = self.architecture_optimizer, self.architecture.trainable_variables
         if not self._second_order:
-            return minimize(forward, a, optimizer)[1]
+            return minimize(forward, a, optimizer, self._compile_passes)[1]
         loss, gradients = self._second_order_gradients(forward, batch_a)
         optimizer.apply([optimizer.scale_loss(gradient) for gradient in gradients], a)
         return loss
@@ -145,21 +161,27 @@ class Search:
             pairs = zip(start, direction, strict=True)
             assign(w, [value + factor * change for value, change in pairs])
 
+        def by(
+            variables: Sequence[keras.Variable], forward: Callable[[], tuple[tf.Tensor, Any]]
+        ) -> tuple[Any, list[tf.Tensor]]:
+            (_, other), found = gradients(forward, variables, scale, self._compile_passes)
+            return other, [gradient / scale for gradient in found]
+
         forward_a = self._forward(batch_a)
         rate = tf.cast(self.weight_optimizer.learning_rate, tf.float32)
         scale = self.architecture_optimizer.scale_loss(tf.ones([]))  # float16 needs it
-        _, by_w = gradients(forward_a, w, scale)
+        _, by_w = by(w, forward_a)
         move(sum_over_replicas(by_w), -rate)
-        loss, both = gradients(forward_b, [*a, *w], scale)
+        loss, both = by([*a, *w], forward_b)
         by_a, direction = both[: len(a)], sum_over_replicas(both[len(a) :])
         step = tf.math.divide_no_nan(0.01, tf.linalg.global_norm(direction))
         forward_a = self._forward(batch_a, fixed_weights=True)
         move(direction, step)
-        _, above = gradients(forward_a, a, scale)
+        _, above = by(a, forward_a)
         # A super-net may not run twice at the same time: see SuperNet._make_leave.
         with tf.control_dependencies(above):
             move(direction, -step)
-        _, below = gradients(forward_a, a, scale)
+        _, below = by(a, forward_a)
         assign(w, start)
         change = tf.math.divide_no_nan(rate, 2 * step)
         return loss, [
@@ -181,35 +203,23 @@ class Search:
     def _forward(
         self, batch: Batch, fixed_weights: bool = False
     ) -> Callable[[], tuple[tf.Tensor, Any]]:
+        pixels = pixels_of_all_replicas(batch["label"], self._ignore_label)
+
         def forward() -> tuple[tf.Tensor, Any]:
             alpha, beta = self.architecture.probabilities()
             logits, statistics = self.supernet(
                 batch["image"], alpha, beta, training=True, fixed_weights=fixed_weights
             )
             loss = mean_loss(
-                batch["label"], logits, self._ignore_label, class_weights=self._class_weights
+                batch["label"],
+                logits,
+                self._ignore_label,
+                pixels,
+                class_weights=self._class_weights,
             )
             return loss, statistics
 
         return forward
-
-
-def gradients(
-    forward: Callable[[], tuple[tf.Tensor, Any]],
-    variables: Sequence[keras.Variable],
-    scale: tf.Tensor,
-) -> tuple[Any, list[tf.Tensor]]:
-    """The second result of `forward`, and the gradients of the first by the variables.
-
-    They are computed scaled, so that those of float16 layers do not vanish, and scaled back.
-    """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        for variable in variables:
-            tape.watch(variable.value)
-        loss, other = forward()
-        scaled = scale * loss
-    found = tape.gradient(scaled, variables, unconnected_gradients="zero")
-    return other, [gradient / scale for gradient in found]
 
 
 def batches(

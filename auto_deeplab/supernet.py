@@ -80,8 +80,8 @@ class Part(keras.layers.Layer):
             sides = list(shapes[pack])
             sides[_packed_axis(pack)] = sum(sizes.values())
             self.packed[pack] = add(pack, tuple(sides), initializers[pack])
-        # Every replica computes the same global statistics, so the first one's value is the value.
-        moving = {"trainable": False, "aggregation": "only_first_replica"}
+        # Replicas whose BN is synchronised have the same; the mean is for those whose is not.
+        moving = {"trainable": False, "aggregation": "mean"}
         self.moving_mean = add("moving_mean", (normalized_channels,), "zeros", **moving)
         self.moving_variance = add("moving_variance", (normalized_channels,), "ones", **moving)
 
@@ -134,6 +134,8 @@ class SuperNet(keras.Model):
         stem_filters: channels of the stem's three convolutions.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
         recompute: one of RECOMPUTE.
+        sync_batch_norm: whether BN normalises by the global batch's statistics, or by those of each
+            replica's part.
         jit_compile: whether it is to be compiled with XLA. It then has no functions of its own: XLA
             takes what one function's gradient takes from another for constants, images included.
     """
@@ -149,6 +151,7 @@ class SuperNet(keras.Model):
         stem_filters: tuple[int, int, int] = (64, 64, 128),
         alpha_sharing: str = "global",
         recompute: str = "cell",
+        sync_batch_norm: bool = True,
         jit_compile: bool = False,
     ) -> None:
         # alpha and beta must stay float32 whatever the precision of the convolutions.
@@ -180,7 +183,9 @@ class SuperNet(keras.Model):
         ]
         # Synchronised BN cannot run inside a nested function: with several replicas, the same code
         # is inlined.
-        self.inline = jit_compile or tf.distribute.get_strategy().num_replicas_in_sync > 1
+        several_replicas = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        self.inline = jit_compile or (sync_batch_norm and several_replicas)
+        self.sync_batch_norm = sync_batch_norm
         self._leave = functools.cache(self._make_leave)
         self._nodes: dict[Any, Callable[..., Any]] = {}
         self.built = True
@@ -230,7 +235,7 @@ class SuperNet(keras.Model):
             return output
 
         scales = self._scales(alpha)
-        half, quarter = run(self.stem, with_statistics(stem, self.stem), x)
+        half, quarter = run(self.stem, self._with_statistics(stem, self.stem), x)
         layers: dict[int, dict[int, tf.Tensor]] = {-1: {-1: half}, 0: {0: quarter}}
         parts = iter(self.nodes)
         for layer in range(1, self.num_layers + 1):
@@ -254,7 +259,9 @@ class SuperNet(keras.Model):
 
         logits = []
         for level, part in enumerate(self.heads):
-            own = run(part, with_statistics(head, part), layers[self.num_layers][level], level)
+            own = run(
+                part, self._with_statistics(head, part), layers[self.num_layers][level], level
+            )
             logits.append(resize_bilinear(tf.cast(own, tf.float32), padded))
         return tf.add_n(logits)[:, :height, :width], found
 
@@ -278,6 +285,23 @@ class SuperNet(keras.Model):
             moving_average(part.moving_mean, mean, MOMENTUM)
             moving_average(part.moving_variance, variance, MOMENTUM)
 
+    def _with_statistics(
+        self, function: Callable[..., Any], part: Part | None = None
+    ) -> Callable[..., Any]:
+        """A function of (norm, maps, weights, ...) as one of (moving statistics or None, maps,
+        weights, ...) with a second result: the batch's statistics, or None. With `part`, it takes
+        weights packed as those of that part.
+        """
+
+        def wrapper(
+            moving: Statistics | None, maps: Any, w: Tensors, *others: Any
+        ) -> tuple[Any, Statistics | None]:
+            norm = PackedNorm(cell.EPSILON, moving, self.sync_batch_norm)
+            own = part.unpack(w) if part else w
+            return function(norm, maps, own, *others), norm.statistics()
+
+        return wrapper
+
     def _make_leave(self, level: int, training: bool, fixed_weights: bool) -> Callable[..., Any]:
         """`cell.leave`, (moving statistics or None, h, weights, scale) -> (tensor, statistics).
 
@@ -292,7 +316,7 @@ class SuperNet(keras.Model):
                 w = {name: tf.stop_gradient(weight) for name, weight in w.items()}
             return cell.leave(h, w, scale, self.operations, norm)
 
-        function = with_statistics(leave)
+        function = self._with_statistics(leave)
         if self.recompute == "cell" and training:
             function = rematerialized(function)
         if self.inline:
@@ -353,7 +377,7 @@ class SuperNet(keras.Model):
             shares = tf.unstack(tf.cast(beta, h1.dtype), len(sources))
             return tf.add_n([share * y for share, y in zip(shares, cells, strict=True)])
 
-        function = with_statistics(node, part)
+        function = self._with_statistics(node, part)
         if self.recompute == "node" and training:
             function = rematerialized(function)
         if self.inline:
@@ -361,24 +385,9 @@ class SuperNet(keras.Model):
         return tf.function(function, autograph=False, experimental_attributes=NO_INLINE)
 
 
-def with_statistics(function: Callable[..., Any], part: Part | None = None) -> Callable[..., Any]:
-    """A function of (norm, maps, weights, ...) as one of (moving statistics or None, maps, weights,
-    ...) with a second result: the batch's statistics, or None. With `part`, it takes weights packed
-    as those of that part.
-    """
-
-    def wrapper(
-        moving: Statistics | None, maps: Any, w: Tensors, *others: Any
-    ) -> tuple[Any, Statistics | None]:
-        norm = PackedNorm(cell.EPSILON, moving)
-        return function(norm, maps, part.unpack(w) if part else w, *others), norm.statistics()
-
-    return wrapper
-
-
 def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `with_statistics` made of a function of (norm, maps, ...) with one tensor as its result,
-    computed again in the backward pass instead of kept.
+    """What `SuperNet._with_statistics` made of a function of (norm, maps, ...) with one tensor as
+    its result, computed again in the backward pass instead of kept.
     """
 
     def wrapper(moving: None, maps: Any, *others: Any) -> Any:

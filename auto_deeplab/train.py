@@ -396,10 +396,12 @@ def start() -> tf.distribute.Strategy:
     distribution.set_precision(FLAGS.precision)
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
     training = FLAGS.mode in ("search", "train")
-    if FLAGS.jit_compile and training and strategy.num_replicas_in_sync > 1:
+    replicas = strategy.num_replicas_in_sync
+    if FLAGS.jit_compile and FLAGS.sync_batch_norm and training and replicas > 1:
         raise UsageError(
-            "--jit_compile=true works with one replica only: synchronised batch normalisation "
-            "cannot be compiled; use --distribution_strategy=one_device"
+            f"--jit_compile=true needs --sync_batch_norm=false on {replicas} replicas, as "
+            "synchronised batch normalisation cannot be compiled; or use "
+            "--distribution_strategy=one_device"
         )
     if FLAGS.precision == "float16" and training and not tf.config.list_physical_devices("GPU"):
         raise UsageError(
@@ -713,6 +715,7 @@ def new_search(
         stem_filters=tuple(FLAGS.stem_filters),
         alpha_sharing=FLAGS.alpha_sharing,
         recompute=FLAGS.recompute,
+        sync_batch_norm=FLAGS.sync_batch_norm,
         jit_compile=FLAGS.jit_compile,
     )
     return search.Search(
@@ -739,10 +742,9 @@ def new_training(
     strategy: tf.distribute.Strategy,
 ) -> retrain.Retrain:
     """Network, optimizer and, if wanted, averages; call it in the strategy's scope."""
-    network = new_network(genotype, identity, description.num_classes)
-    averaged = None
-    if FLAGS.ema_decay:
-        averaged = new_network(genotype, identity, description.num_classes)
+    arguments = (genotype, identity, description.num_classes, FLAGS.sync_batch_norm)
+    network = new_network(*arguments)
+    averaged = new_network(*arguments) if FLAGS.ema_decay else None
     last_layer = {id(variable) for variable in network.decoder.logits.variables}
     multiplier = FLAGS.last_layer_learning_rate_multiplier
     optimizer = optimizers.sgd(

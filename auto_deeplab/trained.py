@@ -11,16 +11,25 @@ from official import checkpoints
 from official.errors import RunError
 
 
-def new_network(genotype: Genotype, identity: Mapping[str, Any], num_classes: int) -> Network:
+def new_network(
+    genotype: Genotype,
+    identity: Mapping[str, Any],
+    num_classes: int,
+    sync_batch_norm: bool = True,
+) -> Network:
     """A built network.
 
     Args:
       genotype: path and cells.
       identity: has the values of run_record.NETWORK.
       num_classes: channels of the logits.
+      sync_batch_norm: see `Network`; matters in training only.
     """
     network = Network(
-        genotype, num_classes=num_classes, **{name: identity[name] for name in run_record.NETWORK}
+        genotype,
+        num_classes=num_classes,
+        sync_batch_norm=sync_batch_norm,
+        **{name: identity[name] for name in run_record.NETWORK},
     )
     network.build((None, None, None, 3))
     return network

@@ -50,7 +50,7 @@ from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, optimizers
 from official.errors import UsageError, run_app
-from official.training_step import mean_loss, minimize
+from official.training_step import mean_loss, minimize, pixels_of_all_replicas
 
 FILTER_MULTIPLIERS = {"S": 20, "M": 32, "L": 48}
 CLASSES, VOID = 19, 255
@@ -182,9 +182,11 @@ def keras_hub_train(values: dict[str, Any]) -> Row:
     batch = random_batch(values["batch_size"], multiple_of_32(values["crop_size"]))
 
     def update() -> tf.Tensor:
+        pixels = pixels_of_all_replicas(batch["label"], VOID)
+
         def forward() -> tuple[tf.Tensor, None]:
             logits = tf.cast(model(batch["image"] / 127.5 - 1.0, training=True), tf.float32)
-            return mean_loss(batch["label"], logits, VOID), None
+            return mean_loss(batch["label"], logits, VOID, pixels), None
 
         return minimize(forward, model.trainable_variables, optimizer)[0]
 

@@ -33,6 +33,7 @@ def pixel_cross_entropy(
       loss_sum and count, float32 scalars; both 0 when every pixel is void.
     """
     valid = tf.not_equal(labels, ignore_label)
+    counts = counted_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
     # The operation accepts class numbers only: void pixels borrow class 0 and are dropped below.
     classes = tf.where(valid, labels, tf.zeros_like(labels))
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -40,10 +41,23 @@ def pixel_cross_entropy(
     )
     if class_weights is not None:
         losses *= tf.gather(tf.constant(class_weights, tf.float32), classes)
-    if isinstance(top_k_pixels, tf.Tensor) or top_k_pixels != 1.0:
-        return _hardest(losses, valid, top_k_pixels)
-    loss_sum = tf.reduce_sum(tf.where(valid, losses, tf.zeros_like(losses)))
-    return loss_sum, tf.cast(tf.math.count_nonzero(valid), tf.float32)
+    if _mines(top_k_pixels):
+        loss_sum = _sum_of_hardest(losses, valid, counts)
+    else:
+        loss_sum = tf.reduce_sum(tf.where(valid, losses, tf.zeros_like(losses)))
+    return loss_sum, tf.cast(tf.reduce_sum(counts), tf.float32)
+
+
+def counted_pixels(
+    labels: tf.Tensor, *, ignore_label: int, top_k_pixels: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """How many pixels of each image count, int64 [N]; see `pixel_cross_entropy`."""
+    valid = tf.math.count_nonzero(tf.not_equal(labels, ignore_label), [1, 2])
+    if not _mines(top_k_pixels):
+        return valid
+    # In float32, rounding would add pixels: 0.3 * 100000 is above 30000 there.
+    share = tf.convert_to_tensor(top_k_pixels, tf.float64)
+    return tf.cast(tf.math.ceil(share * tf.cast(valid, tf.float64)), tf.int64)
 
 
 def mining_share(top_k_pixels: float, hard_mining_steps: int, step: tf.Tensor) -> tf.Tensor | float:
@@ -63,18 +77,16 @@ def mining_share(top_k_pixels: float, hard_mining_steps: int, step: tf.Tensor) -
     return 1.0 - done * (1.0 - top_k_pixels)
 
 
-def _hardest(
-    losses: tf.Tensor, valid: tf.Tensor, share: tf.Tensor | float
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sum and number of the largest losses of each image; losses and valid [N, H, W]."""
+def _mines(top_k_pixels: tf.Tensor | float) -> bool:
+    return isinstance(top_k_pixels, tf.Tensor) or top_k_pixels != 1.0
+
+
+def _sum_of_hardest(losses: tf.Tensor, valid: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+    """Sum of each image's counts [N] largest losses; losses and valid [N, H, W]."""
     pixels = tf.reduce_prod(tf.shape(losses)[1:])
     # Void goes last: no loss is below 0.
     ranked = tf.reshape(tf.where(valid, losses, -tf.ones_like(losses)), [-1, pixels])
     # All are sorted, as XLA needs the number to be known, and every image has its own.
     ranked = tf.math.top_k(ranked, k=pixels).values
-    # In float32, rounding would add pixels: 0.3 * 100000 is above 30000 there.
-    share = tf.convert_to_tensor(share, tf.float64)
-    counts = tf.math.ceil(share * tf.cast(tf.math.count_nonzero(valid, [1, 2]), tf.float64))
     counted = tf.sequence_mask(tf.cast(counts, tf.int32), pixels)
-    loss_sum = tf.reduce_sum(tf.where(counted, ranked, tf.zeros_like(ranked)))
-    return loss_sum, tf.cast(tf.reduce_sum(counts), tf.float32)
+    return tf.reduce_sum(tf.where(counted, ranked, tf.zeros_like(ranked)))

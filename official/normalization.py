@@ -4,7 +4,8 @@ The functions return the batch's statistics instead of updating anything, so tha
 recompute a forward pass, or run one that must leave no trace. `PackedNorm` strings many of them
 together; `BatchNorm` is the ordinary layer.
 
-Statistics are those of the *global* batch. The moving variance is the unbiased one (n - 1), as in
+Statistics are those of the *global* batch; or, if not synchronised, each replica's own, and the
+moving ones are the means over the replicas. The moving variance is the unbiased one (n - 1), as in
 the fused kernels of TensorFlow and in TF1 checkpoints.
 """
 
@@ -20,22 +21,28 @@ Statistics = tuple[tf.Tensor, tf.Tensor]
 
 
 def normalize_batch(
-    x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
+    x: tf.Tensor,
+    scale: tf.Tensor,
+    offset: tf.Tensor,
+    epsilon: float,
+    synchronized: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Normalises by the statistics of the global batch.
+    """Normalises by the statistics of the global batch, or of this replica's part of it.
 
     Args:
         x: floats [N, H, W, C], this replica's part of the batch (equally large on every replica).
         scale: float32 [C].
         offset: float32 [C].
         epsilon: added to the variance, at least 1e-5.
+        synchronized: whether the statistics are the global batch's. If so, and several replicas
+            run, it can be neither compiled with XLA nor called in a traced function of its own.
 
     Returns:
         (y like x, mean float32 [C], unbiased variance float32 [C]); no gradient flows from the two
         statistics, which are for moving averages.
     """
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    if not synchronized or context is None or context.num_replicas_in_sync == 1:
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=scale,
@@ -89,10 +96,13 @@ class PackedNorm:
         epsilon: added to every variance.
         moving: (mean, variance), float32 [sum of all channels], to normalise by; None to normalise
             by the batch and collect its statistics.
+        synchronized: see `normalize_batch`.
     """
 
-    def __init__(self, epsilon: float, moving: Statistics | None = None) -> None:
-        self.epsilon, self._moving = epsilon, moving
+    def __init__(
+        self, epsilon: float, moving: Statistics | None = None, synchronized: bool = True
+    ) -> None:
+        self.epsilon, self._moving, self._synchronized = epsilon, moving, synchronized
         self._used = 0
         self._collected: list[Statistics] = []
 
@@ -106,7 +116,7 @@ class PackedNorm:
         if self._moving is not None:
             mean, variance = self._take(channels)
             return normalize(x, scale, offset, mean, variance, self.epsilon)
-        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon)
+        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon, self._synchronized)
         self._collected.append((mean, variance))
         return y
 
@@ -147,19 +157,28 @@ class BatchNorm(keras.layers.Layer):
     Args:
         momentum: share of the old moving statistics kept at each training call, in [0, 1).
         epsilon: added to the variance.
+        synchronized: see `normalize_batch`.
     """
 
-    def __init__(self, *, momentum: float, epsilon: float, name: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        momentum: float,
+        epsilon: float,
+        synchronized: bool = True,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name=name)
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon, self.synchronized = momentum, epsilon, synchronized
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         """Creates gamma, beta and the two moving statistics, float32 [C]."""
         weight = {"shape": shape[-1:], "dtype": "float32", "autocast": False}
         self.gamma = self.add_weight(name="gamma", initializer="ones", **weight)
         self.beta = self.add_weight(name="beta", initializer="zeros", **weight)
-        # Every replica computes the same global statistics, so the first one's value is the value.
-        weight |= {"trainable": False, "aggregation": "only_first_replica"}
+        # Synchronised, all replicas have the same, and what the first one assigns is enough.
+        one = "only_first_replica" if self.synchronized else "mean"
+        weight |= {"trainable": False, "aggregation": one}
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **weight)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **weight)
 
@@ -170,7 +189,11 @@ class BatchNorm(keras.layers.Layer):
             mean = tf.convert_to_tensor(self.moving_mean)
             variance = tf.convert_to_tensor(self.moving_variance)
             return normalize(x, scale, offset, mean, variance, self.epsilon)
-        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon)
+        y, mean, variance = normalize_batch(x, scale, offset, self.epsilon, self.synchronized)
         moving_average(self.moving_mean, mean, self.momentum)
         moving_average(self.moving_variance, variance, self.momentum)
         return y
+
+
+MakeBatchNorm = Callable[..., BatchNorm]
+"""Makes a BatchNorm, called with (epsilon, name)."""

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from official.distribution import sum_over_replicas
-from official.losses import pixel_cross_entropy
+from official.losses import counted_pixels, pixel_cross_entropy
 
 Losses = dict[str, tf.Tensor]
 
@@ -16,10 +16,22 @@ Losses = dict[str, tf.Tensor]
 NO_INLINE = {"_noinline": True}
 
 
+def pixels_of_all_replicas(
+    labels: tf.Tensor, ignore_label: int, top_k_pixels: tf.Tensor | float = 1.0
+) -> tf.Tensor:
+    """How many pixels of the global batch count, float32 scalar; see `pixel_cross_entropy`.
+
+    Call it in the replica function, not in what is compiled.
+    """
+    counts = counted_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
+    return sum_over_replicas(tf.cast(tf.reduce_sum(counts), tf.float32))  # type: ignore[no-any-return]
+
+
 def mean_loss(
     labels: tf.Tensor,
     logits: tf.Tensor,
     ignore_label: int,
+    pixels: tf.Tensor,
     *,
     class_weights: Sequence[float] | None = None,
     top_k_pixels: tf.Tensor | float = 1.0,
@@ -32,19 +44,20 @@ def mean_loss(
         labels: int32 [N, H, W].
         logits: floats [N, H, W, C].
         ignore_label: label of the pixels that do not count.
+        pixels: `pixels_of_all_replicas` of the same arguments.
         class_weights, top_k_pixels: as those of `pixel_cross_entropy`.
 
     Returns:
         float32 scalar; 0 when no pixel of the global batch is valid.
     """
-    loss_sum, count = pixel_cross_entropy(
+    loss_sum, _ = pixel_cross_entropy(
         labels,
         logits,
         ignore_label=ignore_label,
         class_weights=class_weights,
         top_k_pixels=top_k_pixels,
     )
-    return tf.math.divide_no_nan(loss_sum, sum_over_replicas(count))
+    return tf.math.divide_no_nan(loss_sum, pixels)
 
 
 def several(step: Callable[..., Losses]) -> Callable[..., list[Losses]]:
@@ -59,23 +72,50 @@ def several(step: Callable[..., Losses]) -> Callable[..., list[Losses]]:
     )
 
 
+def gradients(
+    forward: Callable[[], tuple[tf.Tensor, Any]],
+    variables: Sequence[keras.Variable],
+    scale: tf.Tensor,
+    jit_compile: bool = False,
+) -> tuple[tuple[tf.Tensor, Any], list[tf.Tensor]]:
+    """What `forward` returned, and the gradients of `scale` times its loss.
+
+    Args:
+        forward: () -> (this replica's share of the loss, anything else).
+        jit_compile: compile both passes with XLA, and nothing else. That can be done where there
+            are several replicas, if `forward` has no need of the others; `forward` then returns
+            tensors, in any nesting.
+    """
+
+    def both_passes() -> tuple[Any, list[tf.Tensor]]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            for variable in variables:
+                tape.watch(variable.value)
+            loss, other = forward()
+            scaled = scale * loss
+        found = tape.gradient(scaled, variables, unconnected_gradients="zero")
+        return (loss, other), found
+
+    if jit_compile:
+        both_passes = tf.function(both_passes, autograph=False, jit_compile=True)
+    return both_passes()
+
+
 def minimize(
     forward: Callable[[], tuple[tf.Tensor, Any]],
     variables: Sequence[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
+    jit_compile: bool = False,
 ) -> tuple[tf.Tensor, Any]:
     """One update of `variables`, and of no others; call it in the replica function.
 
     Args:
-        forward: () -> (this replica's share of the loss, anything else).
+        forward, jit_compile: as those of `gradients`.
 
     Returns:
         what `forward` returned.
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        for variable in variables:
-            tape.watch(variable.value)
-        loss, other = forward()
-        scaled = optimizer.scale_loss(loss)
-    optimizer.apply(tape.gradient(scaled, variables), variables)
-    return loss, other
+    scale = optimizer.scale_loss(tf.ones([]))
+    returned, found = gradients(forward, variables, scale, jit_compile)
+    optimizer.apply(found, variables)
+    return returned

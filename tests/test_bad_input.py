@@ -174,6 +174,14 @@ def test_search_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying
     assert not (tmp_path / "new").exists()
 
 
+def test_synchronised_bn_cannot_be_compiled(root, tmp_path):
+    # The process of the tests has two logical CPUs.
+    arguments = (*training(root), f"--model_dir={tmp_path / 'run'}", "--jit_compile")
+    saying = ["--jit_compile=true", "--sync_batch_norm=false", "2 replicas", "one_device"]
+    refused(USAGE, *arguments, "--distribution_strategy=mirrored", saying=saying)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="for machines without")
 def test_float16_without_a_gpu(root, tmp_path):
     arguments = (*training(root), f"--model_dir={tmp_path / 'new'}", "--precision=float16")

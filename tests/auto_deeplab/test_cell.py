@@ -1,11 +1,13 @@
 """The fused mixed cell equals the plain one in `reference.py`, and derived cells."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from auto_deeplab import cell, network, search_space
-from official.normalization import PackedNorm
+from official.normalization import BatchNorm, PackedNorm
 from tests.auto_deeplab import reference
 
 ALL = search_space.KNOWN_OPERATIONS  # the eight and both dil_conv
@@ -162,7 +164,7 @@ def test_one_hot_alpha_is_the_derived_networks_cell():
         for pair in DISCRETE
     )
     first, second, weights, _ = random_inputs(ALL, 5, (7, 8))
-    derived = network.Cell(blocks, C, momentum=0.9)
+    derived = network.Cell(blocks, C, batch_norm=partial(BatchNorm, momentum=0.9))
     derived.build((None, None, None, C))
     for index, operation in enumerate(derived.operations):
         edge = (index // 2, derived.sources[index])

@@ -1,5 +1,7 @@
 """The derived network: the published one's size, any image size, gradients, what is random."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import tensorflow as tf
 from auto_deeplab import genotype, search_space
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Cell, Network, drop_path_keep, keep_mask, uniform
+from official.normalization import BatchNorm
 
 CELL = (
     ((1, "atrous_conv_3x3"), (0, "sep_conv_3x3")),
@@ -20,6 +23,7 @@ OTHER_CELL = (
 # Stays, goes down, comes up again; two kinds of cells.
 SMALL = Genotype((0, 1, 0), (CELL, OTHER_CELL), (0, 0, 1))
 CLASSES = 5
+BATCH_NORM = partial(BatchNorm, momentum=0.9)
 
 
 def build(architecture=SMALL, **options):
@@ -298,7 +302,7 @@ def test_drop_path_keeps_at_the_scheduled_rate():
 
 
 def test_drop_path_scales_operations_but_not_skip_connect():
-    cell = Cell([((0, "avg_pool_3x3"), (1, "skip_connect"))], 3, momentum=0.9)
+    cell = Cell([((0, "avg_pool_3x3"), (1, "skip_connect"))], 3, batch_norm=BATCH_NORM)
     first, second = images(2, 5, 5), images(2, 5, 5, seed=1)
     pooled = cell(first, tf.zeros_like(second))
     mask = np.array([[0.0, 9.0], [1.25, 9.0]], "float32")
@@ -344,7 +348,7 @@ def test_mixed_precision(small, policy):
 
 
 def test_a_cell_joins_all_blocks_and_halves_at_stride_2():
-    cell = Cell(CELL, 3, stride=2, momentum=0.9)
+    cell = Cell(CELL, 3, stride=2, batch_norm=BATCH_NORM)
     first = images(1, 9, 9)
     assert cell(first, first).shape == (1, 5, 5, len(CELL) * 3)
 

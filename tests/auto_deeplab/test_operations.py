@@ -1,17 +1,23 @@
 """The discrete operations: shapes, weights, atrous gradients, what happens at stride 2."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from auto_deeplab import operations, search_space
 from auto_deeplab.operations import OPERATIONS, ConvNorm, SeparableNorm
+from official.normalization import BatchNorm
 
 C = 3
+BATCH_NORM = partial(BatchNorm, momentum=0.9)
 
 
 def build(name, *, filters=C, stride=1, channels=C):
-    layer = OPERATIONS[name](filters=filters, stride=stride, momentum=0.9, name="operation")
+    layer = OPERATIONS[name](
+        filters=filters, stride=stride, batch_norm=BATCH_NORM, name="operation"
+    )
     layer.build((None, None, None, channels))
     return layer
 
@@ -106,7 +112,7 @@ def convolve(x, kernel, g, rate):
 @pytest.mark.parametrize("kind", [ConvNorm, SeparableNorm])
 def test_atrous_convolutions_and_their_filter_gradients(kind, size, rate):
     # Rate 12 reaches beyond this map, as ASPP's rates do on small crops.
-    layer = kind(4, size, rate=rate, momentum=0.9)
+    layer = kind(4, size, rate=rate, batch_norm=BATCH_NORM)
     layer.build((None, None, None, 4))
     x = np.abs(random_map(2, 9, 12, 4))  # so that SeparableNorm's ReLU changes nothing
     g = random_map(2, 9, 12, 4, seed=1)
@@ -170,7 +176,9 @@ def test_inference_multiplies_kernels_and_no_map(name):
 
 
 def test_kernels_of_one_shape_start_different_and_at_the_stated_scale():
-    layer = OPERATIONS["sep_conv_5x5"](filters=64, stride=1, momentum=0.9, name="operation")
+    layer = OPERATIONS["sep_conv_5x5"](
+        filters=64, stride=1, batch_norm=BATCH_NORM, name="operation"
+    )
     layer.build((None, None, None, 64))
     first, second = (half.depthwise_kernel.numpy() for half in (layer.first, layer.second))
     assert not np.allclose(first, second)

@@ -12,12 +12,13 @@ from auto_deeplab.retrain import Retrain, initialize
 from official import averaging, distribution, optimizers
 from official.checkpoints import Checkpoints
 from official.errors import RunError
-from official.training_step import mean_loss
 from tests.auto_deeplab.training import (
     CLASSES,
     VOID,
     assert_same,
     assert_same_change,
+    loss_of,
+    of_replica,
     per_replica,
     random_batch,
     values,
@@ -55,11 +56,15 @@ def make(
     seed=7,
     wrap=lambda optimizer: optimizer,
     ema_decay=0.0,
+    sync_batch_norm=True,
     **options,
 ):
     def network():
         return new_network(
-            genotype, drop_path_keep_prob=keep_prob, fine_tune_batch_norm=fine_tune_batch_norm
+            genotype,
+            drop_path_keep_prob=keep_prob,
+            fine_tune_batch_norm=fine_tune_batch_norm,
+            sync_batch_norm=sync_batch_norm,
         )
 
     with strategy.scope():
@@ -117,6 +122,38 @@ def test_two_replicas_traced(two_replicas):
         retrain = make(own, keep_prob=0.5, **options)
         losses.append([float(retrain.step(per_replica(own, batch))["loss_w"]) for _ in range(3)])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+# One cell, as compiling takes long.
+ONE_CELL = Genotype((0,), ((((0, "sep_conv_3x3"), (1, "skip_connect")),),))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_replicas_whose_bn_is_not_synchronised(two_replicas, jit_compile):
+    options = {"genotype": ONE_CELL, "keep_prob": 0.5, "sync_batch_norm": False}
+    double = make(two_replicas, **options, jit_compile=jit_compile)
+    before, batch = values(double.network.variables), random_batch(0)
+    double.optimizer.iterations.assign(TOTAL_STEPS)
+    loss = double.step(per_replica(two_replicas, batch))["loss_w"]
+    alone = []
+    for number in range(2):
+        own = one_device(**options)
+        own.optimizer.iterations.assign(TOTAL_STEPS)
+        own_loss = own.train_step.python_function(of_replica(batch, number, 2))
+        alone.append((float(own_loss), values(own.network.variables)))
+    # As in test_search: gradients go by the pixels that count, moving statistics do not.
+    shares = np.array([1815, 66]) / 1881
+    np.testing.assert_allclose(loss, shares @ [own for own, _ in alone], rtol=1e-4)
+    wanted = {
+        path: np.tensordot(
+            [0.5, 0.5] if "moving" in path else shares, [changed[path] for _, changed in alone], 1
+        )
+        for path in before
+    }
+    assert_same_change(values(double.network.variables), wanted, before, 2e-3)
+    for variable in double.network.variables:
+        left, right = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(left, right)
 
 
 def test_a_step_changes_every_variable_and_counts():
@@ -186,10 +223,9 @@ def test_loss_scaling_changes_nothing_in_float32():
 
 
 def test_xla_equals_the_plain_step():
-    # One cell, as compiling takes long; every kind of random number is drawn.
-    genotype = Genotype((0,), ((((0, "sep_conv_3x3"), (1, "skip_connect")),),))
+    # Every kind of random number is drawn.
     options = {
-        **{"genotype": genotype, "keep_prob": 0.5, "ema_decay": 0.9},
+        **{"genotype": ONE_CELL, "keep_prob": 0.5, "ema_decay": 0.9},
         **{"top_k_pixels": 0.5, "hard_mining_steps": 2 * TOTAL_STEPS},
     }
     plain, compiled = one_device(**options), one_device(**options, jit_compile=True)
@@ -264,9 +300,9 @@ def test_the_hardest_pixels_and_weighted_classes():
     # At step 3 of 4, the share has fallen by three quarters of 0.8.
     label = tf.constant(batch["label"])
     weights = options["class_weights"]
-    wanted = float(mean_loss(label, logits, VOID, class_weights=weights, top_k_pixels=0.4))
+    wanted = float(loss_of(label, logits, class_weights=weights, top_k_pixels=0.4))
     np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-    assert abs(wanted - float(mean_loss(label, logits, VOID, class_weights=weights))) > 0.01
+    assert abs(wanted - float(loss_of(label, logits, class_weights=weights))) > 0.01
 
 
 def test_frozen_batch_norm_at_batch_size_one():

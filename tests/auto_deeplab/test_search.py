@@ -13,13 +13,14 @@ from auto_deeplab.cell import weight_shapes
 from auto_deeplab.search import Search, batches, decoded, report
 from auto_deeplab.supernet import SuperNet
 from official import distribution, optimizers
-from official.training_step import mean_loss
 from tests.auto_deeplab import reference
 from tests.auto_deeplab.training import (
     CLASSES,
     VOID,
     assert_same,
     assert_same_change,
+    loss_of,
+    of_replica,
     per_replica,
     random_batch,
     values,
@@ -37,6 +38,8 @@ def make(
     weight_optimizer=lambda: optimizers.sgd(0.025, l2=3e-4),
     # Not Adam, which would hide a wrong factor of the gradient.
     architecture_optimizer=lambda: optimizers.sgd(1.0, l2=1e-3),
+    sync_batch_norm=True,
+    jit_compile=False,
     **options,
 ):
     with strategy.scope():
@@ -48,6 +51,8 @@ def make(
             operations=operations,
             filter_multiplier=2,
             stem_filters=(4, 4, 6),
+            sync_batch_norm=sync_batch_norm,
+            jit_compile=jit_compile,
         )
         architecture = Architecture(
             num_layers=num_layers, num_blocks=num_blocks, operations=operations, seed=0
@@ -59,6 +64,7 @@ def make(
             architecture_optimizer=architecture_optimizer(),
             ignore_label=VOID,
             strategy=strategy,
+            jit_compile=jit_compile,
             **options,
         )
 
@@ -137,7 +143,7 @@ def logits(search, batch):
 
 
 def loss(search, batch):
-    return mean_loss(batch["label"], logits(search, batch), VOID)
+    return loss_of(batch["label"], logits(search, batch))
 
 
 def packed_edge(name, packed, edge):
@@ -381,6 +387,45 @@ def test_two_replicas_equal_one_device(two_replicas, eager, size, operations):
     for path in moving(single):
         np.testing.assert_allclose(actual[path], wanted[path], rtol=1e-5, atol=1e-6)
     # Rounding switches a ReLU here and there, which shows in the smallest gradients.
+    assert_same_change(actual, wanted, before, 2e-3)
+    for variable in (*double.supernet.variables, *double.architecture.variables):
+        left, right = two_replicas.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_replicas_whose_bn_is_not_synchronised(two_replicas, jit_compile):
+    size, operations = (1, 1), ("atrous_conv_3x3", "skip_connect")
+    options = {"sync_batch_norm": False, "jit_compile": jit_compile}
+    double, single = make(two_replicas, *size, operations, **options), one_device(*size, operations)
+    start = [v.numpy() for v in everything(single)]
+    before = weights(single) | architecture(single) | moving(single)
+
+    def steps(search, batch):
+        """Losses of both kinds of steps, each from the start, and what they change."""
+        loss_w = search.weight_step(batch)
+        changed = weights(search) | moving(search)
+        for variable, value in zip(everything(search), start, strict=True):
+            variable.assign(value)
+        loss_arch = search.architecture_step(batch, batch)
+        changed |= architecture(search)
+        for variable, value in zip(everything(search), start, strict=True):
+            variable.assign(value)
+        return np.array([loss_w, loss_arch]), changed
+
+    batch = random_batch(0)
+    alone = [steps(single, of_replica(batch, own, 2)) for own in range(2)]
+    losses, actual = steps(double, per_replica(two_replicas, batch))
+    # The loss is the mean over all pixels that count, 1089 + 726 and 66; so are its gradients, and
+    # with them the updates of SGD. Every replica has the same say in the moving statistics.
+    shares = np.array([1815, 66]) / 1881
+    np.testing.assert_allclose(losses, shares @ [own for own, _ in alone], rtol=1e-5)
+    wanted = {
+        path: np.tensordot(
+            [0.5, 0.5] if "moving" in path else shares, [changed[path] for _, changed in alone], 1
+        )
+        for path in before
+    }
     assert_same_change(actual, wanted, before, 2e-3)
     for variable in (*double.supernet.variables, *double.architecture.variables):
         left, right = two_replicas.experimental_local_results(variable.value)

@@ -1,7 +1,11 @@
 """What the tests of the two training steps share: batches, and comparing one device with two."""
 
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
+
+from official.training_step import mean_loss, pixels_of_all_replicas
 
 VOID = 255
 CLASSES = 3
@@ -20,16 +24,28 @@ def random_batch(seed, size=(33, 33)):
     return {"image": image, "label": label, "number": np.arange(4 * seed, 4 * seed + 4)}
 
 
+def of_replica(batch, replica, num_replicas):
+    """One of the consecutive parts of a global batch, as the input pipeline hands them out."""
+    return {key: np.split(value, num_replicas)[replica] for key, value in batch.items()}
+
+
 def per_replica(strategy, batch):
-    """Consecutive parts of a global batch, as the input pipeline hands them out."""
+    """All the parts, each on its replica."""
 
-    def distribute(value):
-        parts = np.split(value, strategy.num_replicas_in_sync)
-        return strategy.experimental_distribute_values_from_function(
-            lambda context: tf.constant(parts[context.replica_id_in_sync_group])
-        )
+    def part(key, context):
+        own = of_replica(batch, context.replica_id_in_sync_group, strategy.num_replicas_in_sync)
+        return tf.constant(own[key])
 
-    return {key: distribute(value) for key, value in batch.items()}
+    return {
+        key: strategy.experimental_distribute_values_from_function(partial(part, key))
+        for key in batch
+    }
+
+
+def loss_of(label, logits, top_k_pixels=1.0, **options):
+    """`mean_loss` of the pixels of all replicas."""
+    pixels = pixels_of_all_replicas(label, VOID, top_k_pixels)
+    return mean_loss(label, logits, VOID, pixels, top_k_pixels=top_k_pixels, **options)
 
 
 def values(variables):

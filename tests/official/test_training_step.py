@@ -6,9 +6,8 @@ import pytest
 import tensorflow as tf
 
 from official import optimizers
-from official.training_step import mean_loss, minimize
-
-VOID = 255
+from official.training_step import minimize
+from tests.auto_deeplab.training import VOID, loss_of
 
 
 def batch():
@@ -31,14 +30,14 @@ def mean_over_valid(label, logits):
 def test_the_mean_is_over_the_valid_pixels():
     label, logits = batch()
     assert np.sum(label != VOID) == 19
-    loss = mean_loss(tf.constant(label), tf.constant(logits), VOID)
+    loss = loss_of(tf.constant(label), tf.constant(logits))
     np.testing.assert_allclose(loss, mean_over_valid(label, logits), rtol=1e-6)
 
 
 def test_class_weights_multiply_the_pixels_losses_alone():
     label, logits = batch()
     weights = [0.5, 0.0, 3.0]
-    loss = mean_loss(tf.constant(label), tf.constant(logits), VOID, class_weights=weights)
+    loss = loss_of(tf.constant(label), tf.constant(logits), class_weights=weights)
     # Each class by itself: the mean over its pixels, times their share of the 19.
     of_classes = [
         weight * mean_over_valid(np.where(label == number, label, VOID), logits)
@@ -53,7 +52,7 @@ def test_without_valid_pixels_the_loss_is_0():
     logits = tf.constant(logits[3:])
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = mean_loss(tf.constant(label[3:]), logits, VOID)
+        loss = loss_of(tf.constant(label[3:]), logits)
     assert loss.numpy() == 0.0
     np.testing.assert_array_equal(tape.gradient(loss, logits), 0.0)
 
@@ -73,7 +72,7 @@ def test_shares_of_two_replicas_sum_to_the_mean(two_replicas, halves, options):
     def replica(label, logits):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            loss = mean_loss(label, logits, VOID, **options)
+            loss = loss_of(label, logits, **options)
         return loss, tape.gradient(loss, logits)
 
     shares, gradients = two_replicas.run(replica, (of_replica(label), of_replica(logits)))
@@ -84,7 +83,7 @@ def test_shares_of_two_replicas_sum_to_the_mean(two_replicas, halves, options):
         np.testing.assert_allclose(total, mean_over_valid(label, logits.numpy()), rtol=1e-6)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss = mean_loss(tf.constant(label), logits, VOID, **options)
+        loss = loss_of(tf.constant(label), logits, **options)
     np.testing.assert_allclose(total, loss, rtol=1e-6)
     gradients = np.concatenate(two_replicas.experimental_local_results(gradients))
     np.testing.assert_allclose(gradients, tape.gradient(loss, logits), rtol=1e-5, atol=1e-8)

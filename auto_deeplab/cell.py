@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from auto_deeplab import search_space
-from official.depthwise import depthwise_conv2d
+from official.convolutions import conv2d, depthwise_conv2d
 from official.normalization import PackedNorm
 from official.resizing import dimensions
 
@@ -178,7 +178,7 @@ def leave(
         depthwise = for_all_arrows(weights[f"{operation}.depthwise_kernel_{stage}"], 2)
         x = tf.reshape(depthwise_conv2d(x, depthwise, rate), as_columns)
         # C input channels per filter: a grouped convolution, one group per destination.
-        x = tf.nn.conv2d(x, weights[f"{operation}.pointwise_kernel_{stage}"], 1, "SAME")
+        x = conv2d(x, weights[f"{operation}.pointwise_kernel_{stage}"])
         return tf.reshape(x, as_channels)
 
     x = tf.reshape(h, state_as_channels)
@@ -195,8 +195,7 @@ def leave(
         elif operation.startswith("atrous_conv"):
             # Likewise one group per arrow.
             kernel = for_all_arrows(weights[f"{operation}.kernel"], 3)
-            y = tf.nn.conv2d(active, kernel, 1, "SAME", dilations=2)
-            terms.append(weighted(y, operation))
+            terms.append(weighted(conv2d(active, kernel, rate=2), operation))
         elif operation == "avg_pool_3x3":
             plain.append(norm(tf.nn.avg_pool2d(x, 3, 1, "SAME")))
         elif operation == "max_pool_3x3":
@@ -207,7 +206,7 @@ def leave(
             assert operation == search_space.NONE, operation  # contributes nothing
     if plain:
         y = tf.concat([tf.reshape(y, state_as_columns) for y in plain], -1)
-        y = tf.nn.conv2d(y, tf.cast(scale["mix"], h.dtype), 1, "SAME")
+        y = conv2d(y, tf.cast(scale["mix"], h.dtype))
         terms.append(tf.reshape(y, as_channels))
     return tf.reshape(tf.add_n(terms), as_shape(-1, height, width, arrows, wide))
 

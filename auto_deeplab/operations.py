@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from official.convolutions import conv2d
 from official.normalization import BatchNorm, MakeBatchNorm
 from official.resizing import resize_bilinear, sides
 
@@ -48,7 +49,7 @@ def convolve_and_normalize(
 
     def convolve(kernel: tf.Tensor) -> tf.Tensor:
         # Not tf.nn.convolution, which unrolls atrous rates into padded copies of the map.
-        return tf.nn.conv2d(x, kernel, stride, "SAME", dilations=rate)
+        return conv2d(x, kernel, stride, rate)
 
     kernel = tf.convert_to_tensor(kernel)
     if training:

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from auto_deeplab import cell, search_space
+from official.convolutions import conv2d
 from official.normalization import PackedNorm, Statistics, moving_average
 from official.preprocessing import network_input
 from official.resizing import resize_bilinear, sides
@@ -426,10 +427,8 @@ def not_before(dy: tf.Tensor, maps: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def conv_bn(x: tf.Tensor, name: str, w: Tensors, norm: PackedNorm, **conv: Any) -> tf.Tensor:
-    """Convolution `name`, SAME, and its BN; `conv` may give `stride` or `dilations`."""
-    x = tf.nn.conv2d(
-        x, w[f"{name}.kernel"], conv.get("stride", 1), "SAME", dilations=conv.get("dilations", 1)
-    )
+    """Convolution `name` and its BN; `conv` is what `conv2d` takes beside map and kernel."""
+    x = conv2d(x, w[f"{name}.kernel"], **conv)
     return norm(x, w[f"{name}.gamma"], w[f"{name}.beta"])
 
 
@@ -517,10 +516,10 @@ def head(norm: PackedNorm, h: tf.Tensor, w: Tensors, level: int) -> tf.Tensor:
     h = tf.nn.relu(h)
     rate = 96 // search_space.stride(level)
     point = tf.nn.relu(conv_bn(h, "point", w, norm))
-    atrous = tf.nn.relu(conv_bn(h, "atrous", w, norm, dilations=rate))
+    atrous = tf.nn.relu(conv_bn(h, "atrous", w, norm, rate=rate))
     mean = tf.reduce_mean(h, [1, 2], keepdims=True)
-    pooled = tf.nn.conv2d(mean, w["pool.kernel"], 1, "SAME")
+    pooled = conv2d(mean, w["pool.kernel"])
     pooled = tf.nn.relu(pooled + tf.cast(w["pool.bias"], pooled.dtype))
     branches = tf.concat([point, atrous, tf.broadcast_to(pooled, tf.shape(point))], -1)
-    logits = tf.nn.conv2d(branches, w["classifier.kernel"], 1, "SAME")
+    logits = conv2d(branches, w["classifier.kernel"])
     return logits + tf.cast(w["classifier.bias"], logits.dtype)

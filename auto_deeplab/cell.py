@@ -213,7 +213,7 @@ def leave(
 
 def mixed_cells(
     first: tf.Tensor, from_second: tf.Tensor, leaving: Callable[[tf.Tensor, int], tf.Tensor]
-) -> tf.Tensor:
+) -> list[tf.Tensor]:
     """The A cells of the arrows that end in one node (Eq. 5): they share weights and H^{l-2}.
 
     Args:
@@ -222,7 +222,7 @@ def mixed_cells(
         leaving: `leave` for (state, index of the source: 0 for H^{l-1}, 2 + j for block j).
 
     Returns:
-        the concatenated blocks of each cell, [N, H, W, A, B * C].
+        the B blocks of all cells, [N, H, W, A, C] each.
     """
     arrows, channels = first.shape[3:]
     pending = tf.concat([from_second] * arrows, 3) + leaving(first, 0)
@@ -231,7 +231,7 @@ def mixed_cells(
         block, pending = tf.split(pending, [channels, pending.shape[-1] - channels], axis=-1)
         blocks.append(block)
         pending += leaving(block, 1 + len(blocks))
-    return tf.concat([*blocks, pending], -1)
+    return [*blocks, pending]
 
 
 def as_shape(*sizes: Any) -> Any:

@@ -237,10 +237,12 @@ class SuperNet(keras.Model):
 
         scales = self._scales(alpha)
         half, quarter = run(self.stem, self._with_statistics(stem, self.stem), x)
-        layers: dict[int, dict[int, tf.Tensor]] = {-1: {-1: half}, 0: {0: quarter}}
+        layers = {-1: {-1: half}, 0: {0: quarter}}
+        # Their ReLU, once for all who take it.
+        active = {-1: {-1: tf.nn.relu(half)}, 0: {0: tf.nn.relu(quarter)}}
         parts = iter(self.nodes)
         for layer in range(1, self.num_layers + 1):
-            layers[layer] = {}
+            layers[layer], active[layer] = {}, {}
             for level in search_space.levels_at(layer):
                 part = next(parts)
                 sources = search_space.predecessors(layer, level)
@@ -249,19 +251,22 @@ class SuperNet(keras.Model):
                 key = (level, tuple(sources), factor, training, fixed_weights)
                 if key not in self._nodes:
                     self._nodes[key] = self._make_node(part, *key)
-                layers[layer][level] = run(
+                # What comes from a coarser level is resized before its ReLU.
+                previous = [(layers if j > level else active)[layer - 1][j] for j in sources]
+                h = run(
                     part,
                     self._nodes[key],
-                    ([layers[layer - 1][j] for j in sources], layers[source_layer][source_level]),
+                    (previous, active[source_layer][source_level]),
                     tf.gather_nd(beta[layer - 1], directions),
                     scales[search_space.alpha_index(self.alpha_sharing, layer, level), level],
                 )
-            del layers[layer - 2]
+                layers[layer][level], active[layer][level] = h, tf.nn.relu(h)
+            del layers[layer - 2], active[layer - 2]
 
         logits = []
         for level, part in enumerate(self.heads):
             own = run(
-                part, self._with_statistics(head, part), layers[self.num_layers][level], level
+                part, self._with_statistics(head, part), active[self.num_layers][level], level
             )
             logits.append(resize_bilinear(tf.cast(own, tf.float32), padded))
         return tf.add_n(logits)[:, :height, :width], found
@@ -366,7 +371,7 @@ class SuperNet(keras.Model):
                 y.set_shape([*h.shape[:-1], n * channels])  # traced for all sizes, it cannot tell
                 return y
 
-            h2 = conv_bn(tf.nn.relu(second), "second", w, norm, stride=factor)
+            h2 = conv_bn(second, "second", w, norm, stride=factor)
             # H^{l-2}'s edges are the same for all arrows of the node.
             from_second = leaving(h2[..., None, :], 1)
             pairs = zip(sources, previous, strict=True)
@@ -374,9 +379,11 @@ class SuperNet(keras.Model):
             if not self.inline:
                 # Else these two would not wait for each other: see _make_leave.
                 (h1,) = not_before(from_second, [h1])
-            cells = tf.unstack(cell.mixed_cells(h1, from_second, leaving), axis=3)
-            shares = tf.unstack(tf.cast(beta, h1.dtype), len(sources))
-            return tf.add_n([share * y for share, y in zip(shares, cells, strict=True)])
+            blocks = cell.mixed_cells(h1, from_second, leaving)
+            # Each by itself: the backward pass has the blocks, and would keep their concatenation
+            # beside them.
+            shares = tf.cast(beta, h1.dtype)[:, None]
+            return tf.concat([tf.reduce_sum(block * shares, 3) for block in blocks], -1)
 
         function = self._with_statistics(node, part)
         if self.recompute == "node" and training:
@@ -487,12 +494,16 @@ def node_part(
 
 
 def adapt(h: tf.Tensor, source: int, level: int, w: Tensors, norm: PackedNorm) -> tf.Tensor:
-    """Brings H^{l-1} from level `source` to the size and channels of `level` (Sec. 5.1)."""
+    """Brings H^{l-1} from level `source` to the size and channels of `level` (Sec. 5.1).
+
+    Args:
+        h: after its ReLU; before it if source > level, for there the resize comes first.
+    """
     if source > level:
         height, width = sides(h)
-        h = resize_bilinear(h, ((height - 1) * 2 + 1, (width - 1) * 2 + 1))
+        h = tf.nn.relu(resize_bilinear(h, ((height - 1) * 2 + 1, (width - 1) * 2 + 1)))
     stride = 2 if source < level else 1
-    return conv_bn(tf.nn.relu(h), f"from_level_{source}", w, norm, stride=stride)
+    return conv_bn(h, f"from_level_{source}", w, norm, stride=stride)
 
 
 def head_part(level: int, channels: int, num_classes: int) -> Part:
@@ -509,11 +520,10 @@ def head_part(level: int, channels: int, num_classes: int) -> Part:
 
 
 def head(norm: PackedNorm, h: tf.Tensor, w: Tensors, level: int) -> tf.Tensor:
-    """The three-branch ASPP of the search (Sec. 5.1), from a node to logits at its own size.
+    """The three-branch ASPP of the search (Sec. 5.1), from a node's ReLU to logits at its size.
 
     The pooled branch has no BN: at batch 1 or 2 its statistics would be degenerate.
     """
-    h = tf.nn.relu(h)
     rate = 96 // search_space.stride(level)
     point = tf.nn.relu(conv_bn(h, "point", w, norm))
     atrous = tf.nn.relu(conv_bn(h, "atrous", w, norm, rate=rate))

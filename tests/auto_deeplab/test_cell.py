@@ -37,7 +37,7 @@ def fused(first, second, weights, alpha, operations, num_blocks, norm=None):
         return cell.leave(h, sources[source], scales[source], operations, norm)
 
     h2 = leaving(second[..., None, :], 1)
-    return cell.mixed_cells(first, h2, leaving)
+    return tf.concat(cell.mixed_cells(first, h2, leaving), -1)
 
 
 def plain(first, second, weights, alpha, operations, num_blocks, norms):

@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 quickstart: environment
 	$(BIN)/python auto_deeplab/quickstart.py --output_dir=build/quickstart
 
+# Two processes: most of the time, one thread traces graphs. The tests of a file stay in one of them.
 test: lint
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 lint: environment
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from tests.auto_deeplab.training import (
     VOID,
     assert_same,
     assert_same_change,
+    compiled_calls,
     loss_of,
     of_replica,
     per_replica,
@@ -134,7 +135,9 @@ def test_replicas_whose_bn_is_not_synchronised(two_replicas, jit_compile):
     double = make(two_replicas, **options, jit_compile=jit_compile)
     before, batch = values(double.network.variables), random_batch(0)
     double.optimizer.iterations.assign(TOTAL_STEPS)
-    loss = double.step(per_replica(two_replicas, batch))["loss_w"]
+    batches = per_replica(two_replicas, batch)
+    loss = double.step(batches)["loss_w"]
+    assert compiled_calls(double.train_step, batches) == (2 if jit_compile else 0)
     alone = []
     for number in range(2):
         own = one_device(**options)

@@ -19,6 +19,7 @@ from tests.auto_deeplab.training import (
     VOID,
     assert_same,
     assert_same_change,
+    compiled_calls,
     loss_of,
     of_replica,
     per_replica,
@@ -415,7 +416,12 @@ def test_replicas_whose_bn_is_not_synchronised(two_replicas, jit_compile):
 
     batch = random_batch(0)
     alone = [steps(single, of_replica(batch, own, 2)) for own in range(2)]
-    losses, actual = steps(double, per_replica(two_replicas, batch))
+    batches = per_replica(two_replicas, batch)
+    losses, actual = steps(double, batches)
+    # Forward and backward pass of each replica.
+    compiled = 2 if jit_compile else 0
+    assert compiled_calls(double.weight_step, batches) == compiled
+    assert compiled_calls(double.architecture_step, batches, batches) == compiled
     # The loss is the mean over all pixels that count, 1089 + 726 and 66; so are its gradients, and
     # with them the updates of SGD. Every replica has the same say in the moving statistics.
     shares = np.array([1815, 66]) / 1881

@@ -42,6 +42,13 @@ def per_replica(strategy, batch):
     }
 
 
+def compiled_calls(function, *inputs):
+    """How many calls of functions compiled with XLA are in a traced function."""
+    operations = function.get_concrete_function(*inputs).graph.get_operations()
+    calls = [call for call in operations if call.type.endswith("PartitionedCall")]
+    return sum("_XlaMustCompile" in call.node_def.attr for call in calls)
+
+
 def loss_of(label, logits, top_k_pixels=1.0, **options):
     """`mean_loss` of the pixels of all replicas."""
     pixels = pixels_of_all_replicas(label, VOID, top_k_pixels)

@@ -314,6 +314,37 @@ def test_nothing_is_traced_again(traced):
     }
 
 
+def waits_for(nodes, later, earlier):
+    """Whether a node of a function's body comes after another; nodes: {name: its inputs' names}."""
+    seen, todo = set(), [later]
+    while todo:
+        name = todo.pop()
+        if name == earlier:
+            return True
+        if name not in seen:
+            seen.add(name)
+            todo += nodes.get(name, [])
+    return False
+
+
+@pytest.mark.parametrize("which", ["weight_step", "architecture_step"])
+def test_no_function_of_the_super_net_is_called_twice_at_the_same_time(traced, which):
+    # TensorFlow's CPU kernel for BN would damage memory; see SuperNet._make_leave.
+    batches = [random_batch(0)] * (1 if which == "weight_step" else 2)
+    graph = getattr(traced, which).get_concrete_function(*batches).graph.as_graph_def()
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    pairs = 0
+    for body in bodies:
+        nodes = {n.name: [i.lstrip("^").partition(":")[0] for i in n.input] for n in body}
+        calls = [n for n in body if n.op.endswith("PartitionedCall")]
+        for one, other in itertools.combinations(calls, 2):
+            if one.attr["f"].func.name == other.attr["f"].func.name:
+                pairs += 1
+                names = one.name, other.name
+                assert waits_for(nodes, *names) or waits_for(nodes, *reversed(names)), names
+    assert pairs
+
+
 def test_the_cost_term_joins_the_architectures_loss_alone(two_replicas):
     plain, costly = (one_device(1, 1, FEW, cost_term=term) for term in (None, fake_cost_term))
     with tf.GradientTape() as tape:

@@ -347,7 +347,7 @@ class SuperNet(keras.Model):
         fixed_weights: bool,
     ) -> Callable[..., Any]:
         """Eq. 6 for the nodes of a level that have H^{l-1} from the levels `sources`, and H^{l-2}
-        from a tensor of `factor` times the size; `part` is any one of them.
+        from a tensor of `factor` times the size, after its ReLU; `part` is any one of them.
         """
         channels = self.cell_channels(level)
         destinations = cell.num_destinations(self.num_blocks)

@@ -42,6 +42,27 @@ def per_replica(strategy, batch):
     }
 
 
+def of_both_replicas(batch, one, other):
+    """What an update by two replicas, whose BN is not synchronised, makes of the variables.
+
+    The loss is the mean over all pixels that count; so are its gradients, and with them the updates
+    of SGD. Every replica has the same say in the moving statistics.
+
+    Args:
+        one, other: what either makes of them alone with its half of the batch, {path: array}.
+
+    Returns:
+        ({path: array}, the share of each replica in the loss).
+    """
+    counts = [np.sum(half != VOID) for half in np.split(batch["label"], 2)]
+    shares = np.array(counts) / np.sum(counts)
+    both = {
+        path: np.tensordot([0.5, 0.5] if "moving" in path else shares, [one[path], other[path]], 1)
+        for path in one
+    }
+    return both, shares
+
+
 def compiled_calls(function, *inputs):
     """How many calls of functions compiled with XLA are in a traced function."""
     operations = function.get_concrete_function(*inputs).graph.get_operations()

@@ -12,8 +12,10 @@ quickstart: environment
 	$(BIN)/python auto_deeplab/quickstart.py --output_dir=build/quickstart
 
 # Two processes: most of the time, one thread traces graphs. The tests of a file stay in one of them.
+# The second pass is for processors on which TensorFlow starts without oneDNN.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
+	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m every_machine
 
 lint: environment
 	$(BIN)/ruff check .

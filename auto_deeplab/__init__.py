@@ -22,9 +22,13 @@ def load(
 
     Raises:
       official.errors.UsageError: model_dir holds no training.
-      official.errors.RunError: one of its files is missing or damaged.
+      official.errors.RunError: one of its files is missing or damaged, or Keras has been imported
+        with another backend than TensorFlow.
     """
     # Here, so that importing the package stays free of TensorFlow.
+    from official.quiet import set_environment
+
+    set_environment()
     from auto_deeplab.trained import trained_network
 
     path = None if checkpoint is None else os.fspath(checkpoint)

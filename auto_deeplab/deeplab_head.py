@@ -99,6 +99,7 @@ class Decoder(keras.layers.Layer):
             1,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.01),
             dtype="float32",  # in every precision policy
+            data_format="channels_last",  # whatever keras.json says
             name="logits",
         )
 

@@ -393,8 +393,12 @@ def start() -> tf.distribute.Strategy:
     keras.utils.set_random_seed(FLAGS.seed)
     if FLAGS.mode == "search":
         distribution.expect_many_operations()
-    distribution.set_precision(FLAGS.precision)
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
+    if distribution.set_precision(FLAGS.precision) != FLAGS.precision:
+        say(
+            f"warning: --precision={FLAGS.precision} brings nothing on this processor, which has "
+            "no instructions for it: computing in float32"
+        )
     training = FLAGS.mode in ("search", "train")
     replicas = strategy.num_replicas_in_sync
     if FLAGS.jit_compile and FLAGS.sync_batch_norm and training and replicas > 1:

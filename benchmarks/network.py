@@ -141,8 +141,8 @@ def measured(
 
 def train(values: dict[str, Any]) -> Row:
     """A step as --mode=train makes it."""
-    distribution.set_precision(values["precision"])
     strategy = distribution.make_strategy("one_device")
+    distribution.set_precision(values["precision"])
     with strategy.scope():
         training = Retrain(
             new_network(values["genotype"], values["size"]),
@@ -173,8 +173,8 @@ def inference(values: dict[str, Any]) -> Row:
 
 def keras_hub_train(values: dict[str, Any]) -> Row:
     """The same loss and optimizer around keras-hub's model."""
-    distribution.set_precision(values["precision"])
     strategy = distribution.make_strategy("one_device")
+    distribution.set_precision(values["precision"])
     with strategy.scope():
         model = keras_hub_model()
         optimizer = optimizers.sgd(0.05, l2=4e-5, decays=optimizers.is_kernel)

@@ -87,8 +87,8 @@ class Setting:
     def search(self) -> Search:
         """A new search on the first device, with TensorFlow set up as --mode=search does."""
         distribution.expect_many_operations()
-        distribution.set_precision(self.precision)
         strategy = distribution.make_strategy("one_device")
+        distribution.set_precision(self.precision)
         with strategy.scope():
             return Search(
                 self.supernet(),

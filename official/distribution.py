@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from official import convolutions
 from official.errors import UsageError
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
@@ -126,17 +127,23 @@ def worker_directory(directory: str, strategy: tf.distribute.Strategy) -> str:
     return os.path.join(directory, f"worker_{strategy.cluster_resolver.task_id}")
 
 
-def set_precision(precision: str) -> None:
+def set_precision(precision: str) -> str:
     """Sets the type that layers made from now on compute in; variables stay float32.
 
-    float16 also needs optimizers.with_loss_scale.
+    Make the strategy before. float16 also needs optimizers.with_loss_scale.
+
+    Returns:
+      the precision; float32 instead of bfloat16 where that is missing or brings nothing.
 
     Raises:
       UsageError: it is not float32, bfloat16 or float16.
     """
     if precision not in _POLICIES:
         raise UsageError(f"--precision={precision} is not one of {', '.join(PRECISIONS)}")
+    if not convolutions.computes_well(tf.as_dtype(precision)):
+        precision = "float32"
     keras.config.set_dtype_policy(_POLICIES[precision])
+    return precision
 
 
 def expect_many_operations() -> None:

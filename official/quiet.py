@@ -1,29 +1,57 @@
-"""Starting TensorFlow without its notes about itself."""
+"""Starting TensorFlow and Keras: as this project needs them, and without their notes about
+themselves.
+"""
 
 import os
 import signal
 import sys
 
+from official.errors import RunError
+
 
 def import_tensorflow() -> None:
     """Imports TensorFlow and Keras in silence; for the first lines of a command.
 
-    Its native libraries write to stderr while they are loaded, before any log level applies, and
+    Their native libraries write to stderr while they are loaded, before any log level applies, and
     more when they look for devices. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows it all. Loading
     takes seconds, in which Ctrl-C ends the process without a traceback.
     """
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     shown = "TF_CPP_MIN_LOG_LEVEL" in os.environ
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    set_environment()
     sys.stderr.flush()
     kept = os.dup(2)
     try:
         if not shown:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 2)
-        import keras  # noqa: F401
+        import keras
         import tensorflow  # noqa: F401
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A user's keras.json may say otherwise.
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+
+
+def set_environment() -> None:
+    """Sets what TensorFlow and Keras read once, when they are imported; changes nothing later.
+
+    oneDNN is TensorFlow's fast library for CPUs; by itself it uses it on processors with AVX-512
+    only. TF_ENABLE_ONEDNN_OPTS in the environment has its way. Keras must run on TensorFlow,
+    whatever KERAS_BACKEND and keras.json say.
+
+    Raises:
+      RunError: Keras has been imported with another backend.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    keras = sys.modules.get("keras")
+    if keras is not None and keras.config.backend() != "tensorflow":
+        raise RunError(
+            f"Keras was imported with the backend {keras.config.backend()}, but this needs "
+            "tensorflow: set KERAS_BACKEND=tensorflow before Keras is imported"
+        )
+    os.environ["KERAS_BACKEND"] = "tensorflow"

@@ -1,7 +1,11 @@
 """Every test process has two logical CPUs, so that tests can run two replicas without GPUs."""
 
-import pytest
-import tensorflow as tf
+from official.quiet import set_environment
+
+set_environment()  # as commands do, before TensorFlow is imported
+
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 # Possible only before TensorFlow starts, so it is done for all tests. Nothing else changes by it.
 tf.config.set_logical_device_configuration(

@@ -47,7 +47,9 @@ def run_in_new_process(function: Callable[..., Any], *args: Any, cpus: int = 2) 
 def _main() -> None:
     file, name, args, cpus = pickle.loads(bytes.fromhex(sys.argv[1]))
     sys.path[0] = str(ROOT)
+    from official.quiet import set_environment
 
+    set_environment()
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(

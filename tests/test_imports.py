@@ -1,6 +1,8 @@
 """The direction of the imports: tfrecords_tools -> official <- auto_deeplab, and never upward."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +84,48 @@ def test_only_train_and_the_main_of_other_commands_read_flags():
     assert {
         path.name for path in (ROOT / "official").rglob("*.py") if "FLAGS" in path.read_text()
     } == {"errors.py"}
+
+
+# Starts TensorFlow as commands do, and says what came of it.
+START = """
+import os
+from official.quiet import import_tensorflow
+import_tensorflow()
+import keras
+print(os.environ["TF_ENABLE_ONEDNN_OPTS"], keras.config.backend(),
+      keras.config.image_data_format(), keras.config.floatx())
+"""
+
+
+@pytest.mark.parametrize(("chosen", "used"), [({}, "1"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "0")])
+def test_commands_turn_fast_kernels_on_and_choose_what_keras_needs(tmp_path, chosen, used):
+    settings = {"backend": "jax", "image_data_format": "channels_first", "floatx": "float16"}
+    (tmp_path / "keras.json").write_text(json.dumps({**settings, "epsilon": 1e-7}))
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
+    environment.pop("TF_ENABLE_ONEDNN_OPTS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", START],
+        cwd=ROOT,
+        env={**environment, **chosen},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{used} tensorflow channels_last float32\n")
+
+
+def test_load_does_not_follow_keras_to_another_backend():
+    # No other backend is installed here: a stand-in for a Keras that runs on one.
+    code = """
+import sys, types
+stand_in = types.ModuleType("keras")
+stand_in.config = types.SimpleNamespace(backend=lambda: "jax")
+sys.modules["keras"] = stand_in
+import auto_deeplab
+from official.errors import RunError
+try:
+    auto_deeplab.load("run")
+except RunError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "backend jax" in done.stdout and "KERAS_BACKEND=tensorflow" in done.stdout, done.stderr

@@ -10,6 +10,7 @@ import tensorflow as tf
 from auto_deeplab import genotype, search_space
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Cell, Network, drop_path_keep, keep_mask, uniform
+from official import distribution
 from official.normalization import BatchNorm
 
 CELL = (
@@ -331,13 +332,13 @@ def test_training_needs_its_arguments():
         build(drop_path_keep_prob=0.0)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(small, policy):
-    keras.config.set_dtype_policy(policy)
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision(small, precision):
+    distribution.set_precision(precision)
     try:
         network = build()
     finally:
-        keras.config.set_dtype_policy("float32")
+        distribution.set_precision("float32")
     network.set_weights(small.get_weights())
     assert {v.dtype for v in network.variables} == {"float32"}
     batch = images(2, 33, 33)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official import distribution, optimizers
+from official import convolutions, distribution, optimizers
 from official.checkpoints import Checkpoints
 from official.errors import UsageError
 from tests import replicas
@@ -74,12 +74,17 @@ def test_sum_over_replicas(two_replicas):
 
 
 @pytest.mark.parametrize("precision", distribution.PRECISIONS)
-def test_precision(precision):
+@pytest.mark.parametrize("instructions", [True, False])
+def test_precision(precision, instructions, monkeypatch):
+    monkeypatch.setattr(
+        convolutions, "computes_well", lambda dtype: instructions or dtype != tf.bfloat16
+    )
     before = keras.config.dtype_policy()
+    expected = "float32" if precision == "bfloat16" and not instructions else precision
     try:
-        distribution.set_precision(precision)
+        assert distribution.set_precision(precision) == expected
         layer = keras.layers.Dense(1)
-        assert layer(tf.ones([1, 1])).dtype == precision
+        assert layer(tf.ones([1, 1])).dtype == expected
         assert layer.kernel.dtype == "float32"
     finally:
         keras.config.set_dtype_policy(before)

@@ -84,6 +84,7 @@ def assert_close(actual, wanted, tolerance=1e-5):
         (("skip_connect", "none"), 3, (2, 2)),  # nothing to normalise
     ],
 )
+@pytest.mark.every_machine
 def test_output_and_gradients_equal_the_plain_cell(operations, num_blocks, size):
     inputs = random_inputs(operations, num_blocks, size)
     y, gradients = with_gradients(

@@ -79,6 +79,7 @@ def model() -> keras.Model:
     return StandIn(classes=3)
 
 
+@pytest.mark.every_machine
 def test_answers_equal_the_models_in_a_process_with_tensorflow_alone(model, tmp_path):
     grey = images_of(1, 6, 8)[0, :, :, 0]
     clear = np.concatenate([images_of(1, 6, 8)[0], images_of(1, 6, 8)[0, :, :, :1]], -1)
@@ -132,6 +133,7 @@ def test_probabilities_only_on_request(model, tmp_path):
         assert set(loaded.signatures[name].structured_outputs) == {"labels"}
 
 
+@pytest.mark.every_machine
 def test_a_network_with_its_batch_norm_folded(tmp_path):
     cell = (
         ((0, "sep_conv_3x3"), (1, "atrous_conv_5x5")),

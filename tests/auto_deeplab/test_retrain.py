@@ -153,6 +153,7 @@ def test_replicas_whose_bn_is_not_synchronised(two_replicas, jit_compile):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.every_machine
 def test_a_step_changes_every_variable_and_counts():
     retrain = one_device()
     before = values(retrain.network.variables)

@@ -173,6 +173,7 @@ def test_the_groups_are_disjoint_and_complete(search):
     assert len(search.architecture_optimizer.variables) == len(a) + 2
 
 
+@pytest.mark.every_machine
 def test_every_variable_and_every_slice_gets_a_gradient(search):
     w, a = search.supernet.trainable_variables, search.architecture.trainable_variables
     with tf.GradientTape() as tape:
@@ -229,6 +230,7 @@ def test_an_architecture_step_leaves_weights_and_moving_statistics(search):
     assert search.architecture_optimizer.iterations.numpy() == 1
 
 
+@pytest.mark.every_machine
 def test_the_updates_are_coupled_sgd_on_each_half(search):
     # First step, momentum still 0: v - rate * (g + l2 * v), g by the mean over valid pixels.
     before = values([*search.supernet.trainable_variables, *search.architecture.variables])

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from auto_deeplab import operations, search_space
 from auto_deeplab.operations import OPERATIONS, ConvNorm, SeparableNorm
+from official.convolutions import conv2d
 from official.normalization import BatchNorm
 
 C = 3
@@ -133,7 +134,8 @@ def test_atrous_convolutions_and_their_filter_gradients(kind, size, rate):
 def unfolded(x, kernel, norm, training, *, stride=1, rate=1):
     """Convolution, then the formula of BN on the map."""
     assert not training
-    y = tf.nn.conv2d(x, kernel, stride, "SAME", dilations=rate)
+    # Its gradients are tested elsewhere.
+    y = conv2d(x, tf.convert_to_tensor(kernel), stride, rate)
     y = (y - norm.moving_mean) / tf.sqrt(norm.moving_variance + norm.epsilon)
     return y * norm.gamma + norm.beta
 

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from official.errors import RunError, UsageError, run_app
 from official.progress import Progress
+from official.paths import define_path
 from official.records import IGNORE_LABEL, explain, metadata
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
 from tfrecords_tools.source import Pair, Source, encode_png, read_image
@@ -496,10 +497,10 @@ def _check_target(target: Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, f"one of: {', '.join(SOURCES)}", required=True)
-    flags.DEFINE_string(
+    define_path(
         "source_dir", None, "directory of the dataset as its makers publish it", required=True
     )
-    flags.DEFINE_string(
+    define_path(
         "output_dir", None, "directory to create; it must not hold anything yet", required=True
     )
     flags.DEFINE_float(

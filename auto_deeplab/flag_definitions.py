@@ -261,12 +261,18 @@ define_path("output_dir", None, "predict: where the pictures go.")
 flags.DEFINE_enum(
     "submission", None, list(submission.FORMS), "predict: write what this benchmark's server takes."
 )
+_strength(
+    "predict_scale",
+    None,
+    "predict, export: factor of the images' sides before the network sees them; 1: as they are. "
+    "Default: what the training data's conversion did.",
+)
 _plain_path("export_dir", None, "export: where. Default: model_dir/export.")
 flags.DEFINE_bool("export_probabilities", False, "export: signatures answer probabilities too.")
 
 for _name in (
     *("learning_rate", "arch_learning_rate", "drop_path_keep_prob"),
-    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget"),
+    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget", "predict_scale"),
 ):
     flags.register_validator(
         _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"

@@ -190,7 +190,9 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     if os.path.isdir(inputs):
         root, pattern = Path(inputs), os.path.join(glob.escape(inputs), "**", "*")
     else:
-        root, pattern = _fixed_part(inputs), inputs
+        root = _fixed_part(inputs)
+        rest = Path(inputs).parts[len(root.parts) :]
+        pattern = os.path.join(glob.escape(str(root)), *rest)
     answers = Path(output_dir).resolve()
     pictures = []
     for match in sorted(glob.glob(pattern, recursive=True)):
@@ -209,10 +211,12 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """The folders before the first one that has a wildcard."""
+    """The folders before the first one that has a wildcard and is not there by that very name."""
     parts = Path(pattern).parts[:-1]
     fixed = 0
-    while fixed < len(parts) and not glob.has_magic(parts[fixed]):
+    while fixed < len(parts) and (
+        not glob.has_magic(parts[fixed]) or os.path.isdir(Path(*parts[: fixed + 1]))
+    ):
         fixed += 1
     return Path(*parts[:fixed])
 

@@ -213,6 +213,8 @@ def test_pattern(tmp_path):
     assert [name for _, name in find_pictures(pattern, "out")] == [
         *("photos [2024]/oslo/x", "photos [2024]/rome/x")
     ]
+    # A folder that is there goes before what its name would match.
+    assert [name for _, name in find_pictures(f"{photos}/*/x.png", "out")] == ["oslo/x", "rome/x"]
     assert [name for _, name in find_pictures(f"{tmp_path}/**/y.png", "out")] == [
         *("photos [2024]/oslo/y", "photos [2024]/rome/y")
     ]

@@ -20,6 +20,11 @@ def load(
       A model that takes images [B, H, W, 3], RGB, uint8 or floats with values 0..255, of any size,
       and answers logits, float32 [B, H, W, classes]: by model(images), or model.predict(images).
 
+      It takes images as they are, and knows things as large as they were in its training. Where its
+      data were converted with --resize_factor or --max_side, model.sizes says so, and
+      model.sizes.answer(model, images) gives logits of the images' own size that were made at the
+      data's scale, as --mode=predict does.
+
     Raises:
       official.errors.UsageError: model_dir holds no training.
       official.errors.RunError: one of its files is missing or damaged, or Keras has been imported

@@ -5,6 +5,8 @@ Signatures, the same answers from both:
     serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch; grey and
                      transparent ones become RGB, a camera's rotation mark is not obeyed
     -> labels uint8 [B, H, W], on request also probabilities float32 [B, H, W, C]
+H and W are the images' own. A network of data that were converted smaller sees them at its data's
+scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
 Assets: labels.txt, a class name per line, and palette.txt, its "red green blue" in 0..255.
 """
 
@@ -20,6 +22,8 @@ from auto_deeplab.evaluation import class_logits
 from official.errors import RunError
 from official.files import make_directory
 from official.input_pipeline import decode_image
+from official.paths import check_plain
+from official.sizes import OWN_SIZE, Sizes
 
 
 def export(
@@ -29,6 +33,7 @@ def export(
     class_names: Sequence[str],
     palette: Sequence[Sequence[int]],
     probabilities: bool = False,
+    sizes: Sizes = OWN_SIZE,
 ) -> Path:
     """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
 
@@ -38,16 +43,19 @@ def export(
       class_names: C names, C <= 256.
       palette: C colours (red, green, blue) in 0..255.
       probabilities: whether the signatures answer probabilities too.
+      sizes: the scale at which the model sees the images; both signatures bring them to it, and its
+        logits back to the images' own size.
 
     Returns:
       the path of export_dir/<n>.
 
     Raises:
       RunError: more than 256 classes, not the network's number of classes, or export_dir cannot be
-        written.
+        written or would not be found again by TensorFlow.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
+    check_plain(os.fspath(export_dir), "the SavedModel's directory")
     root = make_directory(export_dir)
     versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
     target = root / str(1 + max(versions, default=0))
@@ -57,7 +65,7 @@ def export(
             assets = _write_assets(Path(temporary), class_names, palette)
             # One directory deeper, because the temporary one may be read by its owner only.
             unfinished = Path(temporary, target.name)
-            served = _Served(model, len(class_names), probabilities, assets)
+            served = _Served(model, len(class_names), probabilities, sizes, assets)
             tf.saved_model.save(
                 served,
                 str(unfinished),
@@ -88,7 +96,12 @@ class _Served(tf.Module):
     """Holds what the SavedModel keeps: the model's variables, the assets, the two functions."""
 
     def __init__(
-        self, model: keras.Model, num_classes: int, probabilities: bool, assets: Sequence[str]
+        self,
+        model: keras.Model,
+        num_classes: int,
+        probabilities: bool,
+        sizes: Sizes,
+        assets: Sequence[str],
     ) -> None:
         super().__init__()
         # The variables, not the model: tracking through Keras layers misses those held in nested
@@ -97,7 +110,7 @@ class _Served(tf.Module):
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
         def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = class_logits(model, images, num_classes)
+            logits = sizes.answer(lambda x: class_logits(model, x, num_classes), images)
             labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
             if not probabilities:
                 return {"labels": labels}

@@ -12,6 +12,7 @@ from absl import flags
 from auto_deeplab import cost_table, genotype, search_space, submission, supernet
 from auto_deeplab.run_record import NETWORK
 from official import distribution
+from official.paths import define_path
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "search": ("data_dir", "model_dir"),
@@ -110,10 +111,11 @@ def _list(
 _count = partial(flags.DEFINE_integer, lower_bound=1)
 _share = partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
 _strength = partial(flags.DEFINE_float, lower_bound=0.0)
+_plain_path = partial(define_path, plain=True)
 
 flags.DEFINE_enum("mode", None, list(NEEDED), "What to do.")
-flags.DEFINE_string("data_dir", None, "The --output_dir of tfrecords_tools.convert.")
-flags.DEFINE_string("model_dir", None, "Directory of the run; search and train use separate ones.")
+define_path("data_dir", None, "The --output_dir of tfrecords_tools.convert.")
+_plain_path("model_dir", None, "Directory of the run; search and train use separate ones.")
 flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0, upper_bound=2**31 - 1)
 flags.DEFINE_integer(
     "num_classes",
@@ -128,7 +130,7 @@ flags.DEFINE_string("eval_split", "val", "Split to evaluate on.")
 _count("eval_every", None, "Steps between reports. Default: an epoch (search), 1/20 (train).")
 _count("save_every", None, "Steps between checkpoints. Default: as --eval_every.")
 _count("max_eval_images", None, "Evaluate on so many evenly spaced images. Default: all.")
-flags.DEFINE_string("checkpoint", None, "Path up to the step, or directory. Default: the newest.")
+_plain_path("checkpoint", None, "Path up to the step, or directory. Default: the newest.")
 flags.DEFINE_enum("distribution_strategy", "one_device", distribution.STRATEGIES, "Where to run.")
 flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "What layers compute in.")
 flags.DEFINE_bool(
@@ -206,7 +208,7 @@ flags.DEFINE_bool(
     False,
     "search: alpha's and beta's gradient through a step of the weights; four times the cost.",
 )
-flags.DEFINE_string(
+define_path(
     "cost_table", None, "profile: where to write the costs of all pieces; search: that file."
 )
 flags.DEFINE_enum(
@@ -216,13 +218,13 @@ flags.DEFINE_float("cost_budget", None, "search: in the table's unit (billions, 
 _strength("cost_weight", 0.0, "search: weight of relu(expected cost / budget - 1). 0: off.")
 
 # train
-flags.DEFINE_string(
+define_path(
     "genotype",
     None,
     f"train, profile: a genotype.json, or one of {', '.join(genotype.PRESET_PATHS)}.",
 )
 _count("train_steps", 1_500_000, "train: number of steps.")
-flags.DEFINE_string(
+_plain_path(
     "init_checkpoint",
     None,
     "train: model_dir or checkpoint to take the first weights from; the number of classes may "
@@ -254,17 +256,23 @@ _list(
     "factors",
 )
 flags.DEFINE_bool("eval_flip", False, "eval, predict: average over the mirror image too.")
-flags.DEFINE_string("input", None, "predict: an image, a folder, or a glob; or give --data_dir.")
-flags.DEFINE_string("output_dir", None, "predict: where the pictures go.")
+define_path("input", None, "predict: an image, a folder, or a glob; or give --data_dir.")
+define_path("output_dir", None, "predict: where the pictures go.")
 flags.DEFINE_enum(
     "submission", None, list(submission.FORMS), "predict: write what this benchmark's server takes."
 )
-flags.DEFINE_string("export_dir", None, "export: where. Default: model_dir/export.")
+_strength(
+    "predict_scale",
+    None,
+    "predict, export: factor of the images' sides before the network sees them; 1: as they are. "
+    "Default: what the training data's conversion did.",
+)
+_plain_path("export_dir", None, "export: where. Default: model_dir/export.")
 flags.DEFINE_bool("export_probabilities", False, "export: signatures answer probabilities too.")
 
 for _name in (
     *("learning_rate", "arch_learning_rate", "drop_path_keep_prob"),
-    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget"),
+    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget", "predict_scale"),
 ):
     flags.register_validator(
         _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"

@@ -36,6 +36,7 @@ from official import datasets
 from official.checkpoints import Checkpoints, differences, reading
 from official.errors import RunError, UsageError, run_app
 from official.files import make_directory
+from official.paths import define_path
 from official.records import Description, read_description
 
 STEP = "global_step"
@@ -313,11 +314,15 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "checkpoint", None, "TF1 checkpoint, such as train/model.ckpt-1500000", required=True
+    define_path(
+        "checkpoint",
+        None,
+        "TF1 checkpoint, such as train/model.ckpt-1500000",
+        plain=True,
+        required=True,
     )
-    flags.DEFINE_string("output_dir", None, "the model_dir to make", required=True)
-    flags.DEFINE_string(
+    define_path("output_dir", None, "the model_dir to make", plain=True, required=True)
+    define_path(
         "data_dir", None, "data that the network was trained on: names and colours of its classes"
     )
     run_app(main)

@@ -21,6 +21,7 @@ from auto_deeplab.operations import OPERATIONS, ConvNorm, Shape
 from official.normalization import BatchNorm, MakeBatchNorm
 from official.preprocessing import network_input
 from official.resizing import resize_bilinear, sides
+from official.sizes import OWN_SIZE
 
 # What is folded into an example's seed, one number per use.
 DROP_PATH_STREAM, DROPOUT_STREAM = 0, 1
@@ -202,6 +203,11 @@ class Network(keras.Model):
       drop_path_keep_prob: in (0, 1], for the last cell at the last step; see `drop_path_keep`.
       head_filters: channels of ASPP and decoder.
       low_level_filters: channels of the decoder's stride-4 feature.
+
+    Attributes:
+      sizes: the scale of the images that it was trained on, if that is known: as large as things
+        were there they should be in the images that it is given. `sizes.answer(network, images)`
+        sees to it, and gives logits of the images' own size.
     """
 
     def __init__(
@@ -224,6 +230,7 @@ class Network(keras.Model):
         if not 0.0 < drop_path_keep_prob <= 1.0:
             raise ValueError(f"drop_path_keep_prob is {drop_path_keep_prob}: it must be in (0, 1]")
         self.genotype = genotype
+        self.sizes = OWN_SIZE
         self.fine_tune_batch_norm = fine_tune_batch_norm
         self.drop_path_keep_prob = drop_path_keep_prob
         batch_norm = partial(BatchNorm, momentum=batch_norm_decay, synchronized=sync_batch_norm)

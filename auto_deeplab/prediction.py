@@ -19,6 +19,7 @@ from official.files import make_directory, write_atomically
 from official.input_pipeline import data_error, eval_images
 from official.progress import Progress
 from official.records import Description, parse_example
+from official.sizes import OWN_SIZE, Sizes
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -91,9 +92,10 @@ def predict(
     palette: Palette,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    sizes: Sizes = OWN_SIZE,
     submission: Submission | None = None,
 ) -> list[Path]:
-    """Segments pictures, each at its own size.
+    """Segments pictures; answers are as large as they.
 
     Writes for each picture <name>_labels.png (8-bit palette PNG whose values are the classes) and
     <name>_overlay.png, and once legend.png; or, for a submission, the one file that it wants.
@@ -105,6 +107,8 @@ def predict(
       class_names: C names, C <= 256.
       palette: C colours (red, green, blue) in 0..255.
       scales, flip: as in evaluation.class_scores.
+      sizes: the scale at which the model sees the pictures, and of which `scales` are factors. The
+        scores come back to a picture's own size by bilinear resizing, before their argmax.
       submission: the form that a benchmark's server wants.
 
     Returns:
@@ -122,7 +126,10 @@ def predict(
 
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)], autograph=False)
     def classify(images: tf.Tensor) -> tf.Tensor:
-        scores = class_scores(model, images, len(class_names), scales=scales, flip=flip)
+        def seen(images: tf.Tensor) -> tf.Tensor:
+            return class_scores(model, images, len(class_names), scales=scales, flip=flip)
+
+        scores = sizes.answer(seen, images)
         return tf.cast(tf.argmax(scores, -1, output_type=tf.int32), tf.uint8)
 
     colours = np.asarray(palette, np.uint8)
@@ -183,7 +190,9 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     if os.path.isdir(inputs):
         root, pattern = Path(inputs), os.path.join(glob.escape(inputs), "**", "*")
     else:
-        root, pattern = _fixed_part(inputs), inputs
+        root = _fixed_part(inputs)
+        rest = Path(inputs).parts[len(root.parts) :]
+        pattern = os.path.join(glob.escape(str(root)), *rest)
     answers = Path(output_dir).resolve()
     pictures = []
     for match in sorted(glob.glob(pattern, recursive=True)):
@@ -202,10 +211,12 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """The folders before the first one that has a wildcard."""
+    """The folders before the first one that has a wildcard and is not there by that very name."""
     parts = Path(pattern).parts[:-1]
     fixed = 0
-    while fixed < len(parts) and not glob.has_magic(parts[fixed]):
+    while fixed < len(parts) and (
+        not glob.has_magic(parts[fixed]) or os.path.isdir(Path(*parts[: fixed + 1]))
+    ):
         fixed += 1
     return Path(*parts[:fixed])
 

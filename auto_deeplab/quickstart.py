@@ -34,8 +34,10 @@ print("answer:", labels.dtype.name, tuple(labels.shape),
 
 def main() -> None:
     """Runs all stages in turn."""
+    from official.paths import path_argument
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("build/quickstart"))
+    parser.add_argument("--output_dir", type=path_argument, default=Path("build/quickstart"))
     out = parser.parse_args().output_dir.resolve()
     if out.is_relative_to(ROOT):
         out = out.relative_to(ROOT)  # where the commands run, and shorter to read

@@ -25,6 +25,10 @@ NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_pat
 IMPORTED, GUESSED = "imported", "class_names_guessed"
 """Keys of a network that was not trained here: what it came from; whether its names are a guess."""
 
+SCALE = "scale"
+"""Key of what the training data's conversion did to images' sizes, as in their description; a run
+that is older than the key, or an imported network, has none."""
+
 Record = dict[str, Any]
 
 

@@ -63,6 +63,7 @@ from official import (
 )
 from official.errors import RunError, UsageError, run_app
 from official.records import Description, explain, read_description
+from official.sizes import OWN_SIZE, Sizes
 from official.training_loop import Row, read_history, run
 
 FLAGS = flags.FLAGS
@@ -246,6 +247,7 @@ def eval_mode() -> None:
     """Evaluates a trained network on whole images; the metrics are the last line on stdout."""
     strategy, record, description = start(), trained_record(), read_data()
     check_classes(record, description)
+    warn_of_scale(record, description)
     description.split(FLAGS.eval_split)
     network, step, path = trained(strategy)
     evaluate = split_evaluator(
@@ -288,6 +290,7 @@ def predict_mode() -> None:
         check_classes(record, description)
         class_names, palette = description.class_names, description.palette
     submission = submission_form(class_names, description)
+    sizes = scale_of_images(record, description)
     if description:
         pictures = split_images(description, FLAGS.eval_split)
     else:
@@ -301,6 +304,7 @@ def predict_mode() -> None:
         palette=palette,
         scales=FLAGS.eval_scales,
         flip=FLAGS.eval_flip,
+        sizes=sizes,
         submission=submission,
     )
     say(f"{len(done)} images segmented: {FLAGS.output_dir}")
@@ -309,6 +313,7 @@ def predict_mode() -> None:
 def export_mode() -> None:
     """Writes a SavedModel."""
     strategy, record = start(), trained_record()
+    sizes = scale_of_images(record)
     network, _, _ = trained(strategy)
     path = export(
         network,
@@ -316,6 +321,7 @@ def export_mode() -> None:
         class_names=record["class_names"],
         palette=record["palette"],
         probabilities=FLAGS.export_probabilities,
+        sizes=sizes,
     )
     say(f"exported: {path}")
 
@@ -547,6 +553,7 @@ def write_record(identity: run_record.Record, description: Description) -> None:
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
+        run_record.SCALE: Sizes.of(description.options).options(),
     }
     run_record.write(FLAGS.model_dir, FLAGS.mode, identity, facts)
     run_record.write_flags(FLAGS.model_dir, FLAGS.get_key_flags_for_module(flag_definitions))
@@ -584,6 +591,40 @@ def check_classes(record: run_record.Record, description: Description) -> None:
             f"the network in --model_dir={FLAGS.model_dir} was trained on "
             f"{classes if guessed else ', '.join(record['class_names'])}: give data of the same "
             "classes"
+        )
+
+
+def scale_of_images(record: run_record.Record, description: Description | None = None) -> Sizes:
+    """What is done to images before the network sees them, which is said too.
+
+    Args:
+        record: of the training. One that is too old to know its data's scale leaves images alone.
+        description: of the data that the images are from; None for a user's own pictures.
+
+    Raises:
+        UsageError: nobody can tell how the data's scale becomes the network's.
+    """
+    data = Sizes.of(description.options if description else {})
+    known = Sizes.of(record[run_record.SCALE]) if run_record.SCALE in record else data
+    sizes = Sizes(FLAGS.predict_scale) if FLAGS.predict_scale else known.after(data)
+    if sizes is None:
+        raise UsageError(
+            f"--data_dir={FLAGS.data_dir} has {data}, the network in --model_dir={FLAGS.model_dir} "
+            f"was trained on {known}: give the factor between them as --predict_scale, or 1 to "
+            "take the images as they are"
+        )
+    to_own_size = "" if sizes == OWN_SIZE else " for the network, answers as large as the images"
+    say(f"scale: {sizes}{to_own_size}")
+    return sizes
+
+
+def warn_of_scale(record: run_record.Record, description: Description) -> None:
+    """Says so if the data to evaluate on have another scale than those of the training."""
+    scale, own = record.get(run_record.SCALE), Sizes.of(description.options)
+    if scale is not None and Sizes.of(scale) != own:
+        say(
+            f"warning: --data_dir={FLAGS.data_dir} has {own}, the network was trained on "
+            f"{Sizes.of(scale)}: evaluated as they are, things have another size than it knows"
         )
 
 

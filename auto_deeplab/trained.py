@@ -9,6 +9,7 @@ from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
 from official import checkpoints
 from official.errors import RunError
+from official.sizes import Sizes
 
 
 def new_network(
@@ -69,7 +70,8 @@ def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Netw
       checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
 
     Returns:
-      The network, the step at which its weights were saved, and the checkpoint's path prefix.
+      The network, which knows the scale of its training data (`Network.sizes`), the step at which
+      its weights were saved, and the checkpoint's path prefix.
 
     Raises:
       UsageError: model_dir holds no training.
@@ -81,5 +83,6 @@ def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Netw
     check_genotype(genotype, path)
     identity = record["identity"]
     network = new_network(genotype, identity, len(record["class_names"]))
+    network.sizes = Sizes.of(record.get(run_record.SCALE, {}))
     group = "average" if identity.get("ema_decay") else "weights"
     return network, checkpoints.restore(path, {group: network.variables}), path

@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from official.errors import RunError
+from official.paths import check_plain
 
 Groups = Mapping[str, Sequence[Any]]
 
@@ -41,6 +42,7 @@ class Checkpoints:
       optional: as in `restore`.
 
     Raises:
+      RunError: the directory has a name in which TensorFlow would not find them again.
       ValueError: two variables of a group have the same path, or one is in two groups.
     """
 
@@ -53,6 +55,7 @@ class Checkpoints:
         save_to: str | None = None,
         optional: Collection[str] = (),
     ) -> None:
+        check_plain(directory, "the directory of checkpoints")
         self._directory = directory
         self._groups = groups
         self._optional = optional
@@ -128,8 +131,9 @@ def find(path: str) -> str:
     """The path prefix of a checkpoint: of the newest one if `path` is a directory.
 
     Raises:
-      RunError: there is none.
+      RunError: there is none, or it has a name under which TensorFlow would not find it.
     """
+    check_plain(path, "the checkpoint")
     if os.path.isdir(path):
         prefix = _newest(path)
         if prefix is None:

@@ -47,6 +47,7 @@ from official.input_pipeline import (
     shuffled,
     train_batches,
 )
+from official.paths import define_path
 from official.preprocessing import PAD_VALUE, RANDOM_SCALES
 from official.progress import Progress
 from official.records import Description
@@ -298,7 +299,7 @@ def _crop_size(sides: list[str]) -> tuple[int, int]:
 if __name__ == "__main__":
     data_flags.define()
     flags.DEFINE_string("split", "train", "the split to look at")
-    flags.DEFINE_string("output", None, "the PNG file to write", required=True)
+    define_path("output", None, "the PNG file to write", required=True)
     flags.DEFINE_integer("images", 12, "how many images to show", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "chooses them", lower_bound=0, upper_bound=2**31 - 1)
     flags.DEFINE_bool("augmented", False, "show what training is fed")

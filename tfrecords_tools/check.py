@@ -26,6 +26,7 @@ from absl import flags
 
 from official.errors import RunError, run_app
 from official.files import make_directory
+from official.paths import define_path
 from official.records import Description
 from tfrecords_tools import class_chart, data_flags
 from tfrecords_tools.findings import Findings, read_split
@@ -151,7 +152,7 @@ def _check_writable(figure: str) -> None:
 
 if __name__ == "__main__":
     data_flags.define()
-    flags.DEFINE_string(
+    define_path(
         "figure",
         None,
         "the PNG file for the shares of the classes; empty for none. Default: DIR_classes.png, "

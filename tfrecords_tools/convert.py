@@ -36,8 +36,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from official.errors import RunError, UsageError, run_app
+from official.paths import define_path
 from official.progress import Progress
 from official.records import IGNORE_LABEL, explain, metadata
+from official.sizes import Sizes
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
 from tfrecords_tools.source import Pair, Source, encode_png, read_image
 
@@ -55,33 +57,6 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 SHARD_BYTES = 128 * 2**20
 # Images that are prepared ahead of the one that is written.
 AHEAD = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """What becomes of an image's size.
-
-    Attributes:
-      resize_factor: scales both sides, 0 < factor <= 1.
-      max_side: an image whose longer side is longer is resized so that it has this length; None if
-        there is no limit.
-    """
-
-    resize_factor: float = 1.0
-    max_side: int | None = None
-
-    def options(self) -> dict[str, Any]:
-        """What the description says; without --max_side the same as before there was one."""
-        limit = {} if self.max_side is None else {"max_side": self.max_side}
-        return {"resize_factor": self.resize_factor, **limit}
-
-    def new_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size (height, width) of the record of an image of this size."""
-        factor = self.resize_factor
-        if self.max_side is not None and max(size) > self.max_side:
-            factor = self.max_side / max(size)
-        height, width = (max(1, round(side * factor)) for side in size)
-        return height, width
 
 
 @dataclasses.dataclass
@@ -496,10 +471,10 @@ def _check_target(target: Path) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("dataset", None, f"one of: {', '.join(SOURCES)}", required=True)
-    flags.DEFINE_string(
+    define_path(
         "source_dir", None, "directory of the dataset as its makers publish it", required=True
     )
-    flags.DEFINE_string(
+    define_path(
         "output_dir", None, "directory to create; it must not hold anything yet", required=True
     )
     flags.DEFINE_float(

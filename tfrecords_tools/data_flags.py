@@ -3,12 +3,13 @@
 from absl import flags
 
 from official.errors import UsageError
+from official.paths import define_path
 from official.records import Description, read_description
 
 
 def define() -> None:
     """Defines --data_dir, --num_classes and --ignore_label."""
-    flags.DEFINE_string(
+    define_path(
         "data_dir", None, "the --output_dir that tfrecords_tools.convert was given", required=True
     )
     flags.DEFINE_integer(

@@ -17,6 +17,7 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
 from official.errors import RunError, UsageError, run_app
+from official.paths import define_path
 from tfrecords_tools.toy_street import CIRCLE, SIDEWALK, TERRAIN, Street
 
 # No city is in two splits, as in Cityscapes.
@@ -302,7 +303,7 @@ def main() -> None:
 
 # Defined here and not above: other commands have flags of the same names, and tests import both.
 if __name__ == "__main__":
-    flags.DEFINE_string(
+    define_path(
         "output_dir", None, "directory to create; it must not hold anything yet", required=True
     )
     flags.DEFINE_integer("num_train", 200, "training scenes", lower_bound=1)

@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
 from official.errors import RunError
 from official.input_pipeline import decode_image
+from tests.command import ROOT
 
 NAMES = ["sky", "Straße", "car"]
 PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
@@ -39,6 +41,41 @@ answers["project"] = [m for m in sys.modules if m.split(".")[0] in ("auto_deepla
 np.savez(sys.argv[3], **answers)
 """
 
+# Exports a network with every operation at stride 1 and 2, and answers the images of cases.npz.
+EXPORTER = """
+import sys
+import numpy as np
+import tensorflow as tf
+from auto_deeplab.export import export
+from auto_deeplab.genotype import Genotype
+from auto_deeplab.network import Network
+from auto_deeplab.search_space import KNOWN_OPERATIONS
+
+names = [name for name in KNOWN_OPERATIONS if name != "none"]
+pairs = zip(names[::2], [*names[1::2], names[0]], strict=True)
+cell = tuple(((0, one), (1, other)) for one, other in pairs)
+network = Network(
+    Genotype((0, 1), (cell,)),  # in its first cell the operations have stride 1, in its second 2
+    num_classes=3,
+    filter_multiplier=2,
+    stem_filters=(4, 4, 8),
+    head_filters=8,
+    low_level_filters=4,
+)
+network.build((None, None, None, 3))
+rng = np.random.default_rng(0)
+for variable in network.variables:  # to be told from 0 and from each other
+    small = "kernel" in variable.path and "logits" not in variable.path
+    variable.assign(rng.uniform(-0.3, 0.3, variable.shape) + (0 if small else 0.5))
+images = np.load(sys.argv[2])["images"]
+kernel, bias = network.decoder.logits.variables
+bias.assign(bias - tf.reduce_mean(network(images), [0, 1, 2]))  # no class wins everywhere
+for variable in (kernel, bias):
+    variable.assign(20 * variable)
+export(network, sys.argv[1], class_names=list("abc"), palette=np.eye(3), probabilities=True)
+np.save(sys.argv[3], tf.nn.softmax(network(images)))
+"""
+
 
 class StandIn(keras.Model):
     """One 3x3 convolution in the place of a network, kept where Keras' own tracking is weakest."""
@@ -63,14 +100,16 @@ def images_of(batch: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
-def answers_of(directory, cases, tmp_path) -> dict[str, np.ndarray]:
+def answers_of(directory, cases, tmp_path, **environment: str) -> dict[str, np.ndarray]:
     """What a new process with TensorFlow, and without this project, gets from the SavedModel."""
     np.savez(tmp_path / "cases.npz", **cases)
     client, answers = tmp_path / "client.py", tmp_path / "answers.npz"
     client.write_text(CLIENT)
     # -I: neither the working directory nor PYTHONPATH is searched for modules.
     command = [sys.executable, "-I", client, directory, tmp_path / "cases.npz", answers]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
+    subprocess.run(
+        command, check=True, cwd=tmp_path, timeout=120, env={**os.environ, **environment}
+    )
     return dict(np.load(answers, allow_pickle=True))
 
 
@@ -171,6 +210,26 @@ def test_a_network_with_its_batch_norm_folded(tmp_path):
         np.testing.assert_array_equal(answer["labels"].numpy()[clear], expected.argmax(-1)[clear])
         answers.append(answer["probabilities"][0, :33, :33].numpy())
     assert np.abs(answers[0] - answers[1]).max() > 1e-3  # the image matters
+
+
+@pytest.mark.parametrize(("here", "there"), ["10", "01"])
+def test_answers_are_the_same_whatever_kernels_a_machine_has(tmp_path, here, there):
+    # Without oneDNN TensorFlow lacks kernels on CPUs, such as that of a raw dilated depthwise
+    # convolution: what one machine exports has to do without them, to run on the other.
+    cases = {"images": images_of(1, 33, 49)}
+    np.savez(tmp_path / "exported.npz", **cases)
+    subprocess.run(
+        [sys.executable, "-c", EXPORTER, "export", "exported.npz", "exported.npy"],
+        check=True,
+        cwd=tmp_path,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_ENABLE_ONEDNN_OPTS": here},
+    )
+    expected = np.load(tmp_path / "exported.npy")
+    answers = answers_of(tmp_path / "export" / "1", cases, tmp_path, TF_ENABLE_ONEDNN_OPTS=there)
+    np.testing.assert_allclose(answers["images probabilities"], expected, atol=1e-4)
+    assert (answers["images labels"] == expected.argmax(-1)).mean() > 0.99
+    assert len(np.unique(expected.argmax(-1))) == 3
 
 
 def test_a_model_of_two_replicas(two_replicas, tmp_path):

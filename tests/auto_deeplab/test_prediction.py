@@ -16,6 +16,7 @@ from auto_deeplab.prediction import (
 )
 from official.errors import RunError
 from official.records import read_description
+from official.sizes import Sizes
 from tests.miniature import change_records, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
@@ -92,6 +93,26 @@ def test_scales_and_flip_are_those_of_the_evaluation(tmp_path):
         scores = class_scores(tells_left_from_right, image[np.newaxis], 3, **wanted)
         np.testing.assert_array_equal(answers[-1], np.argmax(scores[0], -1))
     assert len({answer.tobytes() for answer in answers}) == 4
+
+
+def test_a_model_sees_pictures_at_its_datas_scale(tmp_path):
+    # 9 x 13 becomes 4 x 6 (4.5 and 6.5, to even); the scales are factors of that.
+    image, half = colours(9, 13), Sizes(0.5)
+    seen = half.bring(image[np.newaxis])
+    assert seen.shape == (1, 4, 6, 3)
+    for options in ({}, {"scales": (0.5, 1.0, 1.25), "flip": True}):
+        (written,) = predict(
+            *(tells_left_from_right, Pictures(["a"], ["a"], iter([image])), str(tmp_path)),
+            class_names=NAMES,
+            palette=PALETTE,
+            sizes=half,
+            **options,
+        )
+        wanted = {"scales": (1.0,), "flip": False, **options}
+        scores = class_scores(tells_left_from_right, seen, 3, **wanted)
+        expected = np.argmax(tf.image.resize(scores, (9, 13))[0], -1)
+        np.testing.assert_array_equal(Image.open(written), expected)
+        assert Image.open(tmp_path / "a_overlay.png").size == (13, 9)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +213,8 @@ def test_pattern(tmp_path):
     assert [name for _, name in find_pictures(pattern, "out")] == [
         *("photos [2024]/oslo/x", "photos [2024]/rome/x")
     ]
+    # A folder that is there goes before what its name would match.
+    assert [name for _, name in find_pictures(f"{photos}/*/x.png", "out")] == ["oslo/x", "rome/x"]
     assert [name for _, name in find_pictures(f"{tmp_path}/**/y.png", "out")] == [
         *("photos [2024]/oslo/y", "photos [2024]/rome/y")
     ]

@@ -92,6 +92,7 @@ class Tally:
       sizes: number of records per (height, width).
       resized: number of images that were resized.
       changes: number of images per change without which no record could hold them.
+      marked: names of the images that have a rotation mark.
       left_out: number of images that show less than source.min_foreground.
       bad: name and what is wrong, per bad image or label map that was skipped.
     """
@@ -101,6 +102,7 @@ class Tally:
     )
     resized: int = 0
     changes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    marked: list[str] = dataclasses.field(default_factory=list)
     left_out: int = 0
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -112,6 +114,7 @@ class Record:
     example: dict[str, Any]
     resized: bool
     changes: str
+    marked: bool
 
 
 def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
@@ -156,7 +159,7 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
         "channels": len(photo.mode),
         "segmentation": {"class": {"encoded": encode_png(label), "format": "png"}},
     }
-    return Record({"image": example}, resized, photo.changes)
+    return Record({"image": example}, resized, photo.changes, photo.marked)
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -234,6 +237,8 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                 tally.resized += record.resized
                 if record.changes:
                     tally.changes[record.changes] += 1
+                if record.marked:
+                    tally.marked.append(pair.name)
                 yield pair.name, record.example
         self.info.metadata["sizes"][split] = [
             [*size, count] for size, count in sorted(tally.sizes.items())
@@ -403,6 +408,12 @@ def _report(builder: RecordBuilder) -> None:
         if tally.changes:
             changes = ", ".join(f"{count} {what}" for what, count in tally.changes.most_common())
             print(f"{split}: {tally.changes.total()} image(s) re-encoded as PNG: {changes}")
+        if tally.marked:
+            print(
+                f"warning: {split}: {len(tally.marked)} image(s) have a rotation mark (EXIF), "
+                f"which nothing here obeys, the first is {tally.marked[0]}: their pixels are taken "
+                "as they are stored"
+            )
         if tally.left_out:
             print(f"{split}: {tally.left_out} image(s) left out, with too few labelled pixels")
     bad = [message for tally in builder.tallies.values() for _, message in tally.bad]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from official.errors import RunError
-from official.input_pipeline import decode_image, decode_label
+from official.images import decode_image, decode_label
 from official.progress import Progress
 from official.records import (
     Description,
@@ -128,7 +128,7 @@ def _look(serialized: tf.Tensor, description: Description, labels_only: bool) ->
         record.filename = example["filename"].numpy().decode(errors="replace")
         image = None if labels_only else decode_image(example["image"]).numpy()
         if example["label"] != "":
-            label = decode_label(example["label"]).numpy()
+            label = decode_label(example["label"], "").numpy()
     except tf.errors.InvalidArgumentError as error:
         record.errors.append(f"cannot be decoded: {explain(error)}")
         return record

@@ -12,7 +12,7 @@ from auto_deeplab.export import export
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
 from official.errors import RunError
-from official.input_pipeline import decode_image
+from official.images import decode_image
 
 NAMES = ["sky", "Straße", "car"]
 PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]

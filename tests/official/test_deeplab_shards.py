@@ -11,7 +11,8 @@ import tensorflow as tf
 from official import datasets
 from official.deeplab_shards import find_shards, image_size
 from official.errors import RunError, UsageError
-from official.input_pipeline import decode_label, eval_images, train_batches
+from official.images import decode_image, decode_label
+from official.input_pipeline import eval_images, train_batches
 from official.records import parse_example, read_description
 from tests.deeplab_shards import SIZES, encoded, example, serialized, write_shards
 
@@ -201,8 +202,8 @@ def test_images_reach_the_network_and_its_judge(data):
         jpeg, png = (
             features[key][0] for key in ("image/encoded", "image/segmentation/class/encoded")
         )
-        assert np.array_equal(element["image"][0], tf.io.decode_jpeg(jpeg, channels=3))
-        assert np.array_equal(element["label"][0], decode_label(png))
+        assert np.array_equal(element["image"][0], decode_image(jpeg))
+        assert np.array_equal(element["label"][0], decode_label(png, ""))
         assert element["label"].shape[1:] == SIZES[i % 4]
     batch = next(iter(batches(description)))
     assert batch["image"].shape == (2, 60, 60, 3)

@@ -17,13 +17,11 @@ from auto_deeplab.evaluation import Logits, class_scores
 from auto_deeplab.submission import Submission, check_alone
 from official.drawing import Palette, draw_legend, draw_overlay, encode_png
 from official.errors import RunError
-from official.files import make_directory, write_atomically
-from official.images import decode_image, orientation
+from official.files import find_files, glob_files, make_directory, write_atomically
+from official.images import SUFFIXES, decode_image, orientation
 from official.input_pipeline import data_error, eval_images
 from official.progress import Progress
 from official.records import Description, explain, parse_example
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,16 +182,14 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     if os.path.isfile(inputs):
         return [(Path(inputs), Path(inputs).stem)]
     if os.path.isdir(inputs):
-        root, pattern = Path(inputs), os.path.join(glob.escape(inputs), "**", "*")
+        root, found = Path(inputs), find_files(inputs)
     else:
-        root, pattern = _fixed_part(inputs), inputs
+        root = _fixed_part(inputs)
+        found = glob_files(inputs, root)
     answers = Path(output_dir).resolve()
     pictures = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
-        path = Path(match)
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if answers in path.resolve().parents:
+    for path in found:
+        if path.suffix.lower() not in SUFFIXES or answers in path.resolve().parents:
             continue
         pictures.append((path, str(path.relative_to(root).with_suffix(""))))
     if not pictures:

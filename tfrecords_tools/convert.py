@@ -152,7 +152,7 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
         encoded, image_format = photo.encoded()
     example = {
         "encoded": encoded,
-        "filename": pair.name,
+        "filename": os.fsencode(pair.name),
         "format": image_format,
         "height": height,
         "width": width,
@@ -218,7 +218,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             for split, pairs in self._source.splits.items()
         }
 
-    def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         tally = self.tallies[split]
         make = partial(make_record, source=self._source, sizes=self._sizes)
         with contextlib.closing(in_order(make, pairs)) as all_made:
@@ -239,7 +239,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                     tally.changes[record.changes] += 1
                 if record.marked:
                     tally.marked.append(pair.name)
-                yield pair.name, record.example
+                yield os.fsencode(pair.name), record.example
         self.info.metadata["sizes"][split] = [
             [*size, count] for size, count in sorted(tally.sizes.items())
         ]
@@ -345,6 +345,7 @@ def convert(
     if min_labelled_pixels is not None:
         source = dataclasses.replace(source, min_foreground=min_labelled_pixels)
     for split, pairs in source.splits.items():
+        _check_names(pairs)
         published = source.published.get(split, len(pairs))
         if len(pairs) != published:
             print(f"warning: {split} has {len(pairs)} images here, {published} are published")
@@ -385,6 +386,18 @@ def main() -> None:
         skip_bad_files=values.skip_bad_files,
         min_labelled_pixels=values.min_labelled_pixels,
     )
+
+
+def _check_names(pairs: Iterable[Pair]) -> None:
+    """Raises RunError if two images would be records of one name."""
+    images: dict[str, Path] = {}
+    for pair in pairs:
+        if pair.name in images:
+            raise RunError(
+                f"{images[pair.name]} and {pair.image} differ in their suffix alone: rename or "
+                "remove one"
+            )
+        images[pair.name] = pair.image
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

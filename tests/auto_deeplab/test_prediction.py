@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -238,3 +239,24 @@ def test_classes_that_are_not_the_networks(tmp_path):
     with pytest.raises(RunError, match="has 3 classes, the data 2"):
         pictures = picture_files(str(tmp_path / "a.png"), "")
         predict(stand_in, pictures, str(tmp_path / "out"), **options)
+
+
+def test_a_name_that_is_no_text_is_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9")  # Latin-1
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colours(3, 4)).save(tmp_path / "photos" / f"{name}.png")
+    run(tmp_path / "photos", tmp_path / "out")
+    assert b"caf\xe9_labels.png" in os.listdir(os.fsencode(tmp_path / "out"))
+
+
+def test_linked_folders_are_searched_and_circles_end(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (photos, elsewhere):
+        folder.mkdir()
+        Image.fromarray(colours(3, 4)).save(folder / "a.png")
+    (photos / "link").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(photos)
+    (photos / "self").symlink_to(photos)
+    for inputs in (photos, f"{photos}/**/*.png"):
+        found = [name for _, name in find_pictures(str(inputs), str(tmp_path / "out"))]
+        assert found == ["a", "link/a"]

@@ -27,23 +27,23 @@ _ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 # A PNG begins with 8 bytes and its first chunk: length, "IHDR", width, height, bits, colour type.
 _PNG_BITS, _PNG_COLOR_TYPE = 24, 25
 _COLOR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
-_FILE = tf.TensorSpec([], tf.string)
 
 
-# Functions of TensorFlow also where they are called from Python: faster, and with errors that say
-# what the assertions say.
-@tf.function(input_signature=[_FILE], autograph=False)
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a PNG or JPEG file (scalar string) to uint8 [H, W, 3], RGB.
 
     Raises:
       tf.errors.InvalidArgumentError: the file is damaged or of another format.
     """
-    image = tf.cond(
-        is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, **_ACCURATE),
-        lambda: _decode_png(encoded),
-    )
+
+    def png() -> tf.Tensor:  # the operation would take GIF and others too
+        return tf.cond(
+            _begins(encoded, _PNG),
+            lambda: tf.io.decode_png(encoded, channels=3),
+            lambda: _refused("neither PNG nor JPEG", (0, 0, 3)),
+        )
+
+    image = tf.cond(is_jpeg(encoded), lambda: tf.io.decode_jpeg(encoded, **_ACCURATE), png)
     return tf.ensure_shape(image, [None, None, 3])
 
 
@@ -60,7 +60,6 @@ def decode_jpeg_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     return tf.io.decode_and_crop_jpeg(encoded, window, **_ACCURATE)
 
 
-@tf.function(input_signature=[_FILE, _FILE], autograph=False)
 def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
     """Decodes a label map, a PNG file of one grey channel of 8 bits, to uint8 [H, W].
 
@@ -75,22 +74,30 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
       tf.errors.InvalidArgumentError: the file is damaged or of another kind.
     """
     header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_COLOR_TYPE + 1)
-    bits, color_type = header[_PNG_BITS], header[_PNG_COLOR_TYPE]
-    is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG)), _PNG)
-    color = tf.gather(_COLOR_TYPES, tf.minimum(tf.cast(color_type, tf.int32), 6))
-    kind = tf.strings.join(["a PNG, ", tf.strings.as_string(bits), "-bit ", color])
-    kind = tf.where(is_png, kind, "no PNG")
-    wrong = tf.strings.join(
-        [whose, "the label map is ", kind, ": it must be an 8-bit grey PNG of class numbers"]
+    kind = tf.gather(header, (*range(len(_PNG)), _PNG_BITS, _PNG_COLOR_TYPE))
+
+    def refused() -> tf.Tensor:
+        color = tf.gather(_COLOR_TYPES, tf.minimum(tf.cast(kind[-1], tf.int32), 6))
+        found = tf.strings.join(["a PNG, ", tf.strings.as_string(kind[-2]), "-bit ", color])
+        found = tf.where(_begins(encoded, _PNG), found, "no PNG")
+        wrong = [
+            whose,
+            "the label map is ",
+            found,
+            ": it must be an 8-bit grey PNG of class numbers",
+        ]
+        return _refused(tf.strings.join(wrong), (0, 0))
+
+    return tf.cond(
+        tf.reduce_all(kind == tf.constant((*_PNG, 8, 0), tf.uint8)),
+        lambda: tf.io.decode_png(encoded, channels=1)[..., 0],
+        refused,
     )
-    right = is_png & (bits == 8) & (color_type == 0)
-    with tf.control_dependencies([tf.debugging.Assert(right, [wrong])]):
-        return tf.io.decode_png(encoded, channels=1)[..., 0]
 
 
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     """Whether a file (scalar string) begins as a JPEG does: scalar bool."""
-    return tf.equal(tf.strings.substr(encoded, 0, len(_JPEG)), _JPEG)
+    return _begins(encoded, _JPEG)
 
 
 def orientation(file: bytes) -> int:
@@ -108,8 +115,13 @@ def orientation(file: bytes) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _decode_png(encoded: tf.Tensor) -> tf.Tensor:
-    # The operation would take GIF and others too.
-    is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG)), _PNG)
-    with tf.control_dependencies([tf.debugging.Assert(is_png, ["neither PNG nor JPEG"])]):
-        return tf.io.decode_png(encoded, channels=3)
+def _begins(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
+    return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
+
+
+def _refused(message: tf.Tensor | str, shape: tuple[int, ...]) -> tf.Tensor:
+    """Raises InvalidArgumentError when it is run; would be a uint8 tensor of that shape."""
+    # The operation itself, whose error outside of graphs has the message alone too.
+    failure = tf.raw_ops.Assert(condition=False, data=[message])
+    with tf.control_dependencies([failure]):
+        return tf.zeros(shape, tf.uint8)

@@ -236,7 +236,7 @@ def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colo
         if len(names) == num_classes:
             return names, palette
     names = tuple(f"class {number}" for number in range(num_classes))
-    return names, datasets.voc_palette(num_classes)
+    return names, datasets.distinct_palette(num_classes)
 
 
 def _measure(split: str, files: tuple[str, ...]) -> Split:

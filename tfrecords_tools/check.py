@@ -1,6 +1,6 @@
 """Looks through every record of a dataset.
 
-    python -m tfrecords_tools.check --data_dir=DIR [--figure=classes.png]
+    python -m tfrecords_tools.check --data_dir=DIR [--figure=DIR/classes.png]
 
 Prints, per split, the image sizes and how often every class occurs, then images that are there more
 than once, and one line per error; draws the shares of the classes. Exit code 1 if there is any
@@ -127,10 +127,12 @@ def check(description: Description, figure: str = "") -> None:
 def main() -> None:
     """Reads the flags and checks."""
     values = flags.FLAGS
-    figure = values.figure
-    if figure is None:
-        figure = f"{Path(values.data_dir).resolve().name}_classes.png"
-    check(data_flags.read(values), figure)
+    description, figure = data_flags.read(values), values.figure
+    if figure is None and os.access(values.data_dir, os.W_OK):
+        figure = os.path.join(values.data_dir, "classes.png")
+    elif figure is None:
+        print(f"{values.data_dir} cannot be written, so no picture: --figure=PATH says where else")
+    check(description, figure or "")
 
 
 def _is_evaluated(split: str) -> bool:
@@ -154,7 +156,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "figure",
         None,
-        "the PNG file for the shares of the classes; empty for none. Default: DIR_classes.png, "
-        "named after the data's directory, where the command runs",
+        "the PNG file for the shares of the classes; empty for none. Default: classes.png in the "
+        "data's directory",
     )
     run_app(main)

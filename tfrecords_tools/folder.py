@@ -69,7 +69,7 @@ def open_source(source_dir: Path) -> Source:
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
-    """Reads the names and colours in a classes.txt; VOC's colours where it gives none.
+    """Reads the names and colours in a classes.txt; distinct colours where it gives none.
 
     Raises:
       RunError: it is missing, no text or empty, has a name twice or too many, or a colour is wrong.
@@ -91,9 +91,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
             f"{path} has {len(lines)} classes: at most {IGNORE_LABEL} (0..{IGNORE_LABEL - 1}) fit "
             f"into 8 bits beside {IGNORE_LABEL} for void"
         )
-    # VOC's first colour is black, which shows little on pictures: for a background only.
-    first = 0 if lines[0].partition("\t")[0].strip().lower() == "background" else 1
-    names, palette = [], list(datasets.voc_palette(len(lines) + first)[first:])
+    names, palette = [], list(datasets.distinct_palette(len(lines)))
+    if lines[0].partition("\t")[0].strip().lower() == "background":
+        palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
         name, _, color = (part.strip() for part in line.partition("\t"))
         if name in names:

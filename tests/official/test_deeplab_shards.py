@@ -63,7 +63,7 @@ def test_names_of_shards(tmp_path, split, suffix):
         (21, "background", "tvmonitor", (0, 64, 128)),
         (150, "wall", "flag", (92, 0, 255)),
         (151, "void", "flag", (92, 0, 255)),
-        (6, "class 0", "class 5", (128, 0, 128)),
+        (6, "class 0", "class 5", datasets.distinct_palette(6)[-1]),
     ],
 )
 def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, color):

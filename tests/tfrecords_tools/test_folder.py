@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from official.datasets import voc_palette
+from official.datasets import distinct_palette
 from official.errors import RunError
 from official.input_pipeline import eval_images
 from official.records import read_description
@@ -64,9 +64,8 @@ def test_conversion(source, tmp_path, capsys):
     description = read_description(str(tmp_path / "data"))
     assert set(description.splits) == {"train", "val", "extra"}
     assert description.class_names == ("ground", "road way", "car")
-    # Without VOC's black, which is for a background.
-    vocs = voc_palette(4)[1:]
-    assert description.palette == (vocs[0], (1, 2, 3), vocs[2])
+    colors = distinct_palette(3)
+    assert description.palette == (colors[0], (1, 2, 3), colors[2])
     train = contents(tmp_path / "data", "train")
     # The order of the names; files keep their bytes.
     expected = {"a": ".JPG", "b": ".png", "more/a": ".jpeg"}
@@ -243,3 +242,9 @@ def test_one_class_alone_is_warned_of(tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("road\n")
     assert folder.read_classes(tmp_path / "classes.txt")[0] == ("road",)
     assert "names one class, road, so a network has nothing to tell" in capsys.readouterr().out
+
+
+def test_a_background_is_black(tmp_path):
+    (tmp_path / "classes.txt").write_text("Background\nroad\ncar\n")
+    _, palette = folder.read_classes(tmp_path / "classes.txt")
+    assert palette == ((0, 0, 0), *distinct_palette(2))

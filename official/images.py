@@ -6,8 +6,8 @@ operations:
     PNG    8 bits per channel, or of 16 the upper 8; grey and palette become RGB, transparency is
            dropped
     JPEG   baseline and progressive, all samplings; grey, CMYK and YCCK become RGB. The inverse
-           cosine transform is libjpeg's accurate one, and colours are interpolated: the pixels are
-           those of Pillow and most other readers, where TensorFlow's default is off by up to 6
+           cosine transform is libjpeg's accurate one, and colours are interpolated: but for CMYK
+           the pixels are those of Pillow and most others, where TensorFlow's default is off by 6
     GIF, BMP, WebP, ...   refused
 
 Colour profiles change nothing. Neither does a camera's rotation mark (EXIF orientation): pixels are

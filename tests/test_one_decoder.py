@@ -24,7 +24,10 @@ def photo(mode: str) -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
     noise = rng.normal(0, 9, (*SIZE, 3))
     pixels = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC)) + noise
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert(mode)
+    pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+    if mode == "CMYK":  # with some black, which Pillow's conversion never gives
+        return Image.fromarray(np.concatenate([pixels, pixels[..., :1]], -1), mode)
+    return Image.fromarray(pixels).convert(mode)
 
 
 def sideways() -> Image.Exif:

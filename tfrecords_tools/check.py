@@ -124,15 +124,19 @@ def check(description: Description, figure: str = "") -> None:
     print("no errors")
 
 
+def default_figure(data_dir: str) -> str:
+    """Where the picture goes if nobody says: with the data, or nowhere if they are read-only."""
+    if os.access(data_dir, os.W_OK):
+        return os.path.join(data_dir, "classes.png")
+    print(f"{data_dir} cannot be written, so there is no picture: --figure=PATH says where else")
+    return ""
+
+
 def main() -> None:
     """Reads the flags and checks."""
     values = flags.FLAGS
-    description, figure = data_flags.read(values), values.figure
-    if figure is None and os.access(values.data_dir, os.W_OK):
-        figure = os.path.join(values.data_dir, "classes.png")
-    elif figure is None:
-        print(f"{values.data_dir} cannot be written, so no picture: --figure=PATH says where else")
-    check(description, figure or "")
+    description = data_flags.read(values)
+    check(description, default_figure(values.data_dir) if values.figure is None else values.figure)
 
 
 def _is_evaluated(split: str) -> bool:

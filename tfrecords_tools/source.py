@@ -144,22 +144,19 @@ class Photograph:
     _opened: Image.Image
 
     def pixels(self) -> Image.Image:
-        """Decodes to RGB or grey with 8 bits per channel, as official.images does.
-
-        Transparency is dropped, and of 16 bits the upper 8 are kept.
+        """The pixels that all readers see (official.images): RGB or grey with 8 bits per channel.
 
         Raises:
           RunError: the file is damaged.
         """
-        image = self._opened
         try:
-            image.load()
-        except _BROKEN as error:
-            raise _unreadable(self.path, error) from error
-        image.info = {}  # transparency, a colour profile, ...: nothing that a decoder would use
-        if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert(self.mode)
+            rgb = decode_image(self._file).numpy()
+        except tf.errors.OpError as error:
+            self._load()  # says better what is wrong with the file, if it sees it
+            raise RunError(
+                f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
+            ) from error
+        return Image.fromarray(rgb if self.mode == "RGB" else np.ascontiguousarray(rgb[..., 0]))
 
     def encoded(self) -> tuple[bytes, str]:
         """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
@@ -167,16 +164,14 @@ class Photograph:
         Raises:
           RunError: the file is damaged.
         """
-        if self.changes:
-            return encode_png(self.pixels()), "png"
+        pixels = self.pixels()  # finds all damage that training would
+        return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
+
+    def _load(self) -> None:
         try:
-            decode_image(self._file)  # what training does, and faster than Pillow
-        except tf.errors.OpError as error:
-            self.pixels()  # says better what is wrong with the file, if it sees it
-            raise RunError(
-                f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
-            ) from error
-        return self._file, self.format
+            self._opened.load()
+        except _BROKEN as error:
+            raise _unreadable(self.path, error) from error
 
 
 def read_image(

@@ -31,6 +31,8 @@ def photo(mode: str = "RGB") -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), np.float32)
     noisy = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+    if mode == "CMYK":  # with some black, which Pillow's conversion never gives
+        return Image.fromarray(np.concatenate([noisy, smooth[..., :1].astype(np.uint8)], -1), mode)
     return Image.fromarray(noisy).convert(mode)
 
 
@@ -52,7 +54,8 @@ def seen(file: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_jpegs_pixels_are_pillows(kind):
-    np.testing.assert_array_equal(decode_image(jpeg(kind)), seen(jpeg(kind)))
+    # Of CMYK only the decoded inks are the same: their product is rounded in another way.
+    np.testing.assert_allclose(decode_image(jpeg(kind)), seen(jpeg(kind)), atol=kind == "CMYK")
 
 
 @pytest.mark.parametrize("kind", JPEGS)

@@ -15,7 +15,7 @@ from official.records import Description, read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools import data_flags
-from tfrecords_tools.check import check, repeated, report
+from tfrecords_tools.check import check, default_figure, repeated, report
 from tfrecords_tools.convert import convert
 from tfrecords_tools.findings import Findings, _in_parallel, ranges, read_split
 
@@ -323,3 +323,10 @@ def test_a_picture_that_cannot_be_written_is_said_before_all_is_read(data_dir, t
 )
 def test_numbers_are_told_as_ranges(values, words):
     assert ranges(values) == words
+
+
+def test_a_directory_that_may_not_be_written_gets_no_picture(tmp_path, capsys, monkeypatch):
+    assert default_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    assert default_figure(str(tmp_path)) == ""
+    assert f"{tmp_path} cannot be written, so there is no picture" in capsys.readouterr().out

@@ -361,3 +361,15 @@ def test_images_of_all_suffixes_are_found(tmp_path, capsys):
     found = coco.open_source(tmp_path).splits["val"]
     assert [pair.image.relative_to(tmp_path / "val2017").as_posix() for pair in found] == names
     assert "warning" not in capsys.readouterr().out
+
+
+def test_images_that_would_be_records_of_one_name_are_refused(tmp_path):
+    def renamed(content):
+        for row, name in zip(content["images"], ["a.jpg", "a.png"], strict=False):
+            image = Image.open(tmp_path / "val2017" / row["file_name"])
+            row["file_name"] = name
+            image.save(tmp_path / "val2017" / name)
+
+    described(tmp_path, renamed)
+    with pytest.raises(RunError, match=r"a\.jpg and .*a\.png differ in their suffix alone"):
+        convert("coco", str(tmp_path), str(tmp_path / "data"))

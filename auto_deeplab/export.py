@@ -2,8 +2,8 @@
 
 Signatures, the same answers from both:
     serving_default: images uint8 [B, H, W, 3], RGB
-    serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch; grey and
-                     transparent ones become RGB, a camera's rotation mark is not obeyed
+    serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch, decoded as
+                     in training (official/images.py): a camera's rotation mark is not obeyed
     -> labels uint8 [B, H, W], on request also probabilities float32 [B, H, W, C]
 H and W are the images' own. A network of data that were converted smaller sees them at its data's
 scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
@@ -21,7 +21,7 @@ import tensorflow as tf
 from auto_deeplab.evaluation import class_logits
 from official.errors import RunError
 from official.files import make_directory
-from official.input_pipeline import decode_image
+from official.images import decode_image
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
 

@@ -3,25 +3,26 @@
 import dataclasses
 import glob
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
+from tqdm import tqdm
 
 from auto_deeplab.evaluation import Logits, class_scores
 from auto_deeplab.submission import Submission, check_alone
 from official.drawing import Palette, draw_legend, draw_overlay, encode_png
 from official.errors import RunError
-from official.files import make_directory, write_atomically
+from official.files import find_files, glob_files, make_directory, write_atomically
+from official.images import SUFFIXES, decode_image, orientation
 from official.input_pipeline import data_error, eval_images
 from official.progress import Progress
-from official.records import Description, parse_example
+from official.records import Description, explain, parse_example
 from official.sizes import OWN_SIZE, Sizes
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def picture_files(inputs: str, output_dir: str) -> Pictures:
     return Pictures(
         names=[name for _, name in found],
         sources=[str(path) for path, _ in found],
-        images=(read_picture(path) for path, _ in found),
+        images=_read_pictures([path for path, _ in found]),
     )
 
 
@@ -188,18 +189,14 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     if os.path.isfile(inputs):
         return [(Path(inputs), Path(inputs).stem)]
     if os.path.isdir(inputs):
-        root, pattern = Path(inputs), os.path.join(glob.escape(inputs), "**", "*")
+        root, found = Path(inputs), find_files(inputs)
     else:
         root = _fixed_part(inputs)
-        rest = Path(inputs).parts[len(root.parts) :]
-        pattern = os.path.join(glob.escape(str(root)), *rest)
+        found = glob_files(inputs, root)
     answers = Path(output_dir).resolve()
     pictures = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
-        path = Path(match)
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if answers in path.resolve().parents:
+    for path in found:
+        if path.suffix.lower() not in SUFFIXES or answers in path.resolve().parents:
             continue
         pictures.append((path, str(path.relative_to(root).with_suffix(""))))
     if not pictures:
@@ -222,22 +219,31 @@ def _fixed_part(pattern: str) -> Path:
 
 
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads a PNG or JPEG as it should be looked at: uint8 [H, W, 3], RGB in 0..255.
-
-    Grey, palette and CMYK become RGB, transparency is dropped, 16 bits lose the lower 8 (as in
-    TensorFlow's decoder, which made the training data) and a camera's rotation mark is obeyed.
+    """Reads a PNG or JPEG file as official.images decodes it: uint8 [H, W, 3], RGB in 0..255.
 
     Raises:
       RunError: it is unreadable, or damaged anywhere.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises a dozen types for damaged files, without a base.
-        raise RunError(f"cannot read the image {path}: {error}") from None
+        return decode_image(Path(path).read_bytes()).numpy()
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.strerror if isinstance(error, OSError) else explain(error)
+        raise RunError(f"cannot read the image {path}: {reason}") from None
+
+
+def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    warned = False
+    for path in paths:
+        image = read_picture(path)
+        if not warned and orientation(path.read_bytes()) > 1:
+            warned = True
+            tqdm.write(
+                f"warning: {path} has a rotation mark (EXIF), which is not obeyed, nor will others "
+                "be: pixels are taken as they are stored, as in training and serving; turn such "
+                "pictures first (mogrify -auto-orient, exiftran -ai)",
+                file=sys.stderr,
+            )
+        yield image
 
 
 def label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from official import datasets
 from official.errors import RunError, UsageError
+from official.files import find_files
 
 FORMS = {
     "cityscapes": datasets.CITYSCAPES_NAMES,
@@ -81,9 +82,9 @@ def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -
     if not submission.one_answer_each:
         return
     answers = set(files)
-    for path in sorted(Path(output_dir).rglob("*.png")):
+    for path in find_files(output_dir) if Path(output_dir).is_dir() else ():
         name = path.relative_to(output_dir).as_posix()
-        known = _CITYSCAPES_NAME.fullmatch(path.stem)
+        known = _CITYSCAPES_NAME.fullmatch(path.stem) if path.suffix == ".png" else None
         if known and name not in answers and known[1] + _CITYSCAPES_END in answers:
             raise RunError(
                 f"{path} is there already, and the server would take it for a second answer to "

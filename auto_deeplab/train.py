@@ -440,6 +440,11 @@ def check_training_data(
     description: Description, strategy: tf.distribute.Strategy, num_records: int
 ) -> None:
     """Raises UsageError if batch, crop or weights do not fit the devices or the data."""
+    if len({*range(description.num_classes)} - {description.ignore_label}) == 1:
+        raise UsageError(
+            f"--data_dir={FLAGS.data_dir} has one class beside void, so there is nothing to tell "
+            "apart: name a class for the rest too, such as background, instead of void"
+        )
     distribution.check_batch_size(FLAGS.batch_size, strategy)
     if FLAGS.batch_size > num_records:
         raise UsageError(

@@ -30,7 +30,7 @@ from absl import flags
 
 from benchmarks.input_pipeline import encoded, label, photo
 from official.errors import run_app
-from official.input_pipeline import decode_image, decode_label
+from official.images import decode_image, decode_label
 from tfrecords_tools.convert import convert
 
 # Different files per shape; the others are copies of them.
@@ -91,7 +91,7 @@ def read_and_decode(paths: list[tuple[Path, Path]]) -> None:
 
     def one(pair: tuple[Path, Path]) -> None:
         decode_image(pair[0].read_bytes())
-        decode_label(pair[1].read_bytes())
+        decode_label(pair[1].read_bytes(), "")
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(one, paths))

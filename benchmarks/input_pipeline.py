@@ -28,6 +28,7 @@ from PIL import Image
 
 from official import input_pipeline
 from official.errors import run_app
+from official.images import decode_image, decode_label
 from official.records import Description, Split
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -97,8 +98,8 @@ def decoded(description: Description) -> Iterator[object]:
 
     def size(record: tf.Tensor) -> tf.Tensor:
         encoded = read(record)
-        image = input_pipeline.decode_image(encoded["image"])
-        return tf.size(image) + tf.size(input_pipeline.decode_label(encoded["label"]))
+        image = decode_image(encoded["image"])
+        return tf.size(image) + tf.size(decode_label(encoded["label"], ""))
 
     dataset = dataset.map(size, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return iter(dataset.batch(1).prefetch(tf.data.AUTOTUNE))

@@ -1,10 +1,53 @@
 """Classes, colours and label ids of the public datasets, as their makers define them.
 
 Converters read the datasets' files with these, and results for the makers' servers are written with
-them.
+them. And colours for classes to which nobody has given any.
 """
 
+import functools
+
+import numpy as np
+
 Color = tuple[int, int, int]
+
+
+def distinct_palette(num_colors: int) -> tuple[Color, ...]:
+    """Colours that are far from each other, for labels 0..num_colors-1 (at most 256).
+
+    Each is, of all that are neither very dark, very light, grey nor glaring, the one farthest from
+    those before it: by the distance in CIELAB (CIE 1976, D65), where 2.3 is just noticeable. The
+    least distance is 57 among the first eight colours, 34 among twenty, 11 among 256.
+    """
+    return _distinct_colors()[:num_colors]
+
+
+@functools.cache
+def _distinct_colors() -> tuple[Color, ...]:
+    steps = np.arange(0, 256, 17)
+    colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    lab = cielab(colors)
+    lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
+    fit = (lightness >= 35) & (lightness <= 90) & (chroma >= 25) & (chroma <= 90)
+    colors, lab = colors[fit], lab[fit]
+    chosen = [int(np.argmin(np.abs(colors - (70, 130, 180)).sum(1)))]  # steel blue
+    distance = np.linalg.norm(lab - lab[chosen[0]], axis=1)
+    while len(chosen) < 256:
+        chosen.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+    return tuple((red, green, blue) for red, green, blue in colors[chosen].tolist())
+
+
+def cielab(colors: np.ndarray) -> np.ndarray:
+    """L*, a*, b* of sRGB colours 0..255, white D65: [..., 3] -> float64 [..., 3]."""
+    encoded = np.asarray(colors, np.float64) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.transpose(to_xyz) / (0.9505, 1.0, 1.089)
+    x, y, z = np.moveaxis(
+        np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116), -1, 0
+    )
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
 
 # Cityscapes (cityscapesScripts, helpers/labels.py): label id, name and colour of the classes that
 # are evaluated, in the order of their train ids 0..18. The label ids 0..33 that are not listed are

@@ -5,6 +5,7 @@ Exit code 1: data, a file or the run itself failed.
 Exit code 130: Ctrl-C.
 """
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -30,6 +31,9 @@ def run_app(main: Callable[[], None]) -> None:
         SystemExit: `main` did not return.
     """
     app.define_help_flags()
+    # A file's name may be no text: it is shown as \\udcff and the like. stderr does so by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = flags.FLAGS(expanded(sys.argv))
         if len(arguments) > 1:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from official import preprocessing
 from official.errors import RunError, UsageError
+from official.images import decode_image, decode_jpeg_window, decode_label, is_jpeg
 from official.progress import Progress
 from official.records import Description, explain, index_records, parse_example, read_record
 
@@ -236,23 +237,16 @@ def data_error(error: tf.errors.OpError, description: Description) -> RunError:
     )
 
 
-def decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a PNG or JPEG file (scalar string) to uint8 [H, W, 3]."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+def label_or_void(record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int) -> tf.Tensor:
+    """The label map of a record (see parse_example), uint8 [H, W].
 
-
-def decode_label(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a PNG file of one 8-bit channel (scalar string) to uint8 [H, W]."""
-    return tf.io.decode_png(encoded, channels=1)[..., 0]
-
-
-def label_or_void(encoded: tf.Tensor, size: tf.Tensor, ignore_label: int) -> tf.Tensor:
-    """As `decode_label`; without a file (an empty string) void of that size (height, width)."""
+    Where a record has none, it is void of that size (height, width).
+    """
+    encoded = record["label"]
     return tf.cond(
         tf.equal(encoded, ""),
         lambda: tf.fill(size, tf.constant(ignore_label, tf.uint8)),
-        lambda: decode_label(encoded),
+        lambda: decode_label(encoded, record["filename"] + ": "),
     )
 
 
@@ -280,7 +274,7 @@ def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         parsed = read(record)
         image = decode_image(parsed["image"])
-        label = label_or_void(parsed["label"], tf.shape(image)[:2], description.ignore_label)
+        label = label_or_void(parsed, tf.shape(image)[:2], description.ignore_label)
         size = tf.shape(image)[:2]
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             return tf.identity(image), tf.identity(label), parsed["filename"]
@@ -306,20 +300,18 @@ def _from_files(description: Description, read: Any) -> _ReadCrop:
             rows, columns = positions(size)
             begin = tf.stack([tf.reduce_min(axis.lower) for axis in (rows, columns)])
             end = tf.stack([tf.reduce_max(axis.upper) for axis in (rows, columns)]) + 1
-            # Colours may be stored for every second pixel, and come from both sides.
-            margin = tf.constant([2, 2])
+            margin = tf.constant([2, 2])  # see decode_jpeg_window
             begin = tf.maximum(tf.cast(begin, tf.int32) - margin, 0)
             end = tf.minimum(tf.cast(end, tf.int32) + margin, size)
             window = tf.concat([begin, end - begin], 0)
-            return tf.io.decode_and_crop_jpeg(encoded, window, channels=3), size, begin
+            return decode_jpeg_window(encoded, window), size, begin
 
         def other() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             image = decode_image(encoded)
             return image, tf.shape(image)[:2], tf.zeros([2], tf.int32)
 
-        is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 2), b"\xff\xd8")
-        window, size, begin = tf.cond(is_jpeg, jpeg, other)
-        label = label_or_void(parsed["label"], size, description.ignore_label)
+        window, size, begin = tf.cond(is_jpeg(encoded), jpeg, other)
+        label = label_or_void(parsed, size, description.ignore_label)
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             rows, columns = positions(tf.identity(size))
         shifted = (

@@ -49,6 +49,11 @@ _KEYS = {
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
 _DATA_OFFSET = 12
+# How compressed files begin.
+_COMPRESSED = {
+    b"\x1f\x8b": "GZIP",
+    **dict.fromkeys((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"), "ZLIB"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +236,7 @@ def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colo
         if len(names) == num_classes:
             return names, palette
     names = tuple(f"class {number}" for number in range(num_classes))
-    return names, datasets.voc_palette(num_classes)
+    return names, datasets.distinct_palette(num_classes)
 
 
 def _measure(split: str, files: tuple[str, ...]) -> Split:
@@ -295,7 +300,7 @@ def index_records(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
       File number (int32 [n]) and byte offset in that file (int64 [n]) of each record, in order.
 
     Raises:
-      RunError: a file is cut off or is no TFRecord file.
+      RunError: a file is cut off, compressed or no TFRecord file.
     """
     numbers, offsets = [], []
     for number, file in enumerate(files):
@@ -308,6 +313,11 @@ def index_records(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
                 if len(header) == _LENGTH.size:
                     end = offset + _FRAME_BYTES + _LENGTH.unpack(header)[0]
                 if end > size:
+                    if offset == 0 and header[:2] in _COMPRESSED:
+                        raise RunError(
+                            f"{file} is compressed ({_COMPRESSED[header[:2]]}), which is not read: "
+                            "write it without compression, or unpack it under the same name"
+                        )
                     raise RunError(f"{file} is cut off or damaged: convert the dataset again")
                 numbers.append(number)
                 offsets.append(offset)

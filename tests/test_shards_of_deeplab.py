@@ -71,6 +71,7 @@ def test_predict_a_split_without_labels(root, tmp_path):
     [
         ([], 2, ["--data_dir=", "data holds shards", "--num_classes", "--ignore_label"]),
         (["--num_classes=1"], 2, ["--num_classes=1", "2 to 256"]),
+        (["--num_classes=2", "--ignore_label=1"], 2, ["--data_dir", "one class beside void"]),
         (["--num_classes=21", "--train_split=train_fine"], 1, ["'train_fine'", "test, train, val"]),
     ],
 )

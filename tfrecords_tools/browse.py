@@ -38,10 +38,10 @@ from official.drawing import (
 )
 from official.errors import RunError, UsageError, run_app
 from official.files import make_directory, write_atomically
+from official.images import decode_image
 from official.input_pipeline import (
     check_crop_size,
     data_error,
-    decode_image,
     label_or_void,
     record_reader,
     shuffled,
@@ -89,9 +89,7 @@ def stored(description: Description, split: str, count: int, seed: int) -> Itera
         try:
             record = read(number)
             image = decode_image(record["image"]).numpy()
-            label = label_or_void(
-                record["label"], image.shape[:2], description.ignore_label
-            ).numpy()
+            label = label_or_void(record, image.shape[:2], description.ignore_label).numpy()
         except tf.errors.OpError as error:
             raise data_error(error, description) from None
         name = record["filename"].numpy().decode(errors="replace")

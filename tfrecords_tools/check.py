@@ -1,6 +1,6 @@
 """Looks through every record of a dataset.
 
-    python -m tfrecords_tools.check --data_dir=DIR [--figure=classes.png]
+    python -m tfrecords_tools.check --data_dir=DIR [--figure=DIR/classes.png]
 
 Prints, per split, the image sizes and how often every class occurs, then images that are there more
 than once, and one line per error; draws the shares of the classes. Exit code 1 if there is any
@@ -125,13 +125,19 @@ def check(description: Description, figure: str = "") -> None:
     print("no errors")
 
 
+def default_figure(data_dir: str) -> str:
+    """Where the picture goes if nobody says: with the data, or nowhere if they are read-only."""
+    if os.access(data_dir, os.W_OK):
+        return os.path.join(data_dir, "classes.png")
+    print(f"{data_dir} cannot be written, so there is no picture: --figure=PATH says where else")
+    return ""
+
+
 def main() -> None:
     """Reads the flags and checks."""
     values = flags.FLAGS
-    figure = values.figure
-    if figure is None:
-        figure = f"{Path(values.data_dir).resolve().name}_classes.png"
-    check(data_flags.read(values), figure)
+    description = data_flags.read(values)
+    check(description, default_figure(values.data_dir) if values.figure is None else values.figure)
 
 
 def _is_evaluated(split: str) -> bool:
@@ -155,7 +161,7 @@ if __name__ == "__main__":
     define_path(
         "figure",
         None,
-        "the PNG file for the shares of the classes; empty for none. Default: DIR_classes.png, "
-        "named after the data's directory, where the command runs",
+        "the PNG file for the shares of the classes; empty for none. Default: classes.png in the "
+        "data's directory",
     )
     run_app(main)

@@ -1,17 +1,20 @@
 """COCO 2017 with the classes of PASCAL VOC, for training before VOC.
 
     annotations/instances_{train,val}2017.json
-    {train,val}2017/<file_name>.jpg                      or images/{train,val}2017/<file_name>.jpg
+    {train,val}2017/<file_name>                          or images/{train,val}2017/<file_name>
 
 Twenty of COCO's categories are VOC's classes; what belongs to the others is background. A label map
 is painted from an image's annotations in the file's order, each on the pixels that are still
 unpainted. A crowd (iscrowd = 1), in which single things were not outlined, is void. The masks are
 those of pycocotools, the makers' own package.
+
+Files that other tools wrote in this form may describe an image more than once: its annotations are
+put together.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import numpy as np
 
 from official import datasets
 from official.errors import RunError
+from official.files import find_files
+from official.images import SUFFIXES
 from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, make_pair
 
@@ -115,7 +120,8 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     """Reads the images of an instances JSON file by their file names.
 
     Raises:
-      RunError: the file is damaged, is of another kind, or has none of the twenty categories.
+      RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
+        gives an id to two images, or an image two sizes.
     """
     try:
         content = json.loads(json_file.read_bytes())
@@ -124,10 +130,7 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
             for category in content["categories"]
             if category["name"] in LABELS
         }
-        images = {
-            image["id"]: LabelledImage(image["file_name"], (image["height"], image["width"]))
-            for image in content["images"]
-        }
+        images = _described(content["images"], json_file)
         for one in content["annotations"]:
             if one["category_id"] in labels:
                 label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
@@ -142,6 +145,26 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     if not labels:
         raise RunError(f"{json_file} has none of the categories {', '.join(LABELS)}")
     return {image.file_name: image for image in images.values()}
+
+
+def _described(rows: Sequence[Mapping[str, Any]], json_file: Path) -> dict[Any, LabelledImage]:
+    """The images by their ids; ids of one file share their image."""
+    by_name: dict[str, LabelledImage] = {}
+    by_id: dict[Any, LabelledImage] = {}
+    for row in rows:
+        name, size = row["file_name"], (row["height"], row["width"])
+        image = by_name.setdefault(name, LabelledImage(name, size))
+        if image.size != size:
+            raise RunError(
+                f"{json_file} describes {name} twice, {image.size[0]} x {image.size[1]} and "
+                f"{size[0]} x {size[1]} pixels large: remove the wrong description"
+            )
+        if by_id.setdefault(row["id"], image) is not image:
+            raise RunError(
+                f"{json_file} gives the id {row['id']} to {by_id[row['id']].file_name} and to "
+                f"{name}, so nothing tells whose annotations are whose: give each its own id"
+            )
+    return by_id
 
 
 def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -> np.ndarray:
@@ -220,7 +243,11 @@ def _runs(counts: str) -> list[int]:
 def _pairs(
     images: Mapping[str, LabelledImage], folder: Path, json_file: Path, source_dir: Path
 ) -> list[Pair]:
-    there = {path.name for path in folder.iterdir() if path.suffix == ".jpg"}
+    there = {
+        path.relative_to(folder).as_posix()
+        for path in find_files(folder)
+        if path.suffix.lower() in SUFFIXES
+    }
     for names, what in (
         (images.keys() - there, f"is missing, which {json_file} describes"),
         (there - images.keys(), f"is not described in {json_file}"),

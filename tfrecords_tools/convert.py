@@ -67,6 +67,7 @@ class Tally:
       sizes: number of records per (height, width).
       resized: number of images that were resized.
       changes: number of images per change without which no record could hold them.
+      marked: names of the images that have a rotation mark.
       left_out: number of images that show less than source.min_foreground.
       bad: name and what is wrong, per bad image or label map that was skipped.
     """
@@ -76,6 +77,7 @@ class Tally:
     )
     resized: int = 0
     changes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    marked: list[str] = dataclasses.field(default_factory=list)
     left_out: int = 0
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
@@ -87,6 +89,7 @@ class Record:
     example: dict[str, Any]
     resized: bool
     changes: str
+    marked: bool
 
 
 def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
@@ -124,14 +127,14 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
         encoded, image_format = photo.encoded()
     example = {
         "encoded": encoded,
-        "filename": pair.name,
+        "filename": os.fsencode(pair.name),
         "format": image_format,
         "height": height,
         "width": width,
         "channels": len(photo.mode),
         "segmentation": {"class": {"encoded": encode_png(label), "format": "png"}},
     }
-    return Record({"image": example}, resized, photo.changes)
+    return Record({"image": example}, resized, photo.changes, photo.marked)
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -190,7 +193,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             for split, pairs in self._source.splits.items()
         }
 
-    def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         tally = self.tallies[split]
         make = partial(make_record, source=self._source, sizes=self._sizes)
         with contextlib.closing(in_order(make, pairs)) as all_made:
@@ -209,7 +212,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
                 tally.resized += record.resized
                 if record.changes:
                     tally.changes[record.changes] += 1
-                yield pair.name, record.example
+                if record.marked:
+                    tally.marked.append(pair.name)
+                yield os.fsencode(pair.name), record.example
         self.info.metadata["sizes"][split] = [
             [*size, count] for size, count in sorted(tally.sizes.items())
         ]
@@ -315,6 +320,7 @@ def convert(
     if min_labelled_pixels is not None:
         source = dataclasses.replace(source, min_foreground=min_labelled_pixels)
     for split, pairs in source.splits.items():
+        _check_names(pairs)
         published = source.published.get(split, len(pairs))
         if len(pairs) != published:
             print(f"warning: {split} has {len(pairs)} images here, {published} are published")
@@ -357,6 +363,18 @@ def main() -> None:
     )
 
 
+def _check_names(pairs: Iterable[Pair]) -> None:
+    """Raises RunError if two images would be records of one name."""
+    images: dict[str, Path] = {}
+    for pair in pairs:
+        if pair.name in images:
+            raise RunError(
+                f"{images[pair.name]} and {pair.image} differ in their suffix alone: rename or "
+                "remove one"
+            )
+        images[pair.name] = pair.image
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     # Like Ctrl-C, an exception in the main thread: everything is cleaned up on its way.
     signal.signal(number, signal.SIG_IGN)
@@ -378,6 +396,12 @@ def _report(builder: RecordBuilder) -> None:
         if tally.changes:
             changes = ", ".join(f"{count} {what}" for what, count in tally.changes.most_common())
             print(f"{split}: {tally.changes.total()} image(s) re-encoded as PNG: {changes}")
+        if tally.marked:
+            print(
+                f"warning: {split}: {len(tally.marked)} image(s) have a rotation mark (EXIF), "
+                f"which nothing here obeys, the first is {tally.marked[0]}: their pixels are taken "
+                "as they are stored"
+            )
         if tally.left_out:
             print(f"{split}: {tally.left_out} image(s) left out, with too few labelled pixels")
     bad = [message for tally in builder.tallies.values() for _, message in tally.bad]

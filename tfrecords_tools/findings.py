@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from official.errors import RunError
-from official.input_pipeline import decode_image, decode_label
+from official.images import decode_image, decode_label
 from official.progress import Progress
 from official.records import (
     Description,
@@ -128,7 +128,7 @@ def _look(serialized: tf.Tensor, description: Description, labels_only: bool) ->
         record.filename = example["filename"].numpy().decode(errors="replace")
         image = None if labels_only else decode_image(example["image"]).numpy()
         if example["label"] != "":
-            label = decode_label(example["label"]).numpy()
+            label = decode_label(example["label"], "").numpy()
     except tf.errors.InvalidArgumentError as error:
         record.errors.append(f"cannot be decoded: {explain(error)}")
         return record
@@ -168,9 +168,21 @@ def mismatches(
     classes, void = description.num_classes, description.ignore_label
     wrong = [v for v in np.flatnonzero(counts).tolist() if v >= classes and v != void]
     if wrong:
-        values = ", ".join(map(str, wrong))
-        found.append(f"label {values} is neither 0..{classes - 1} nor {void}")
+        found.append(f"label {ranges(wrong)} is neither 0..{classes - 1} nor {void}")
     return found
+
+
+def ranges(values: Sequence[int]) -> str:
+    """Ascending numbers in words: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    words = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
+    more = [f"... {words[-1]}"] if len(words) > 6 else words[5:]
+    return ", ".join([*words[:5], *more])
 
 
 def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:

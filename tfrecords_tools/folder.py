@@ -5,7 +5,7 @@
     masks/<split>/.../<name>.png         8 bits: the class' line, from 0 on, or 255 for void
 
 The folders in images/ are the splits. A split without a folder in masks/ has no labels: it can be
-segmented, not trained on.
+segmented, not trained on. Linked folders are followed; hidden ones (.name) are left out.
 """
 
 import re
@@ -15,10 +15,10 @@ import numpy as np
 
 from official import datasets
 from official.errors import RunError
+from official.files import find_files
+from official.images import SUFFIXES
 from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, make_pair, match, read_index_png
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def open_source(source_dir: Path) -> Source:
@@ -41,10 +41,10 @@ def open_source(source_dir: Path) -> Source:
                 f"{folder}: a split cannot be called {split!r}: use letters, digits and _, and not "
                 "the name all"
             )
-        images, others = _files(folder, IMAGE_SUFFIXES)
+        images, others = _files(folder, SUFFIXES)
         if others:
             print(
-                f"{split}: {len(others)} file(s) that are no {', '.join(IMAGE_SUFFIXES)} are not "
+                f"{split}: {len(others)} file(s) that are no {', '.join(SUFFIXES)} are not "
                 f"converted, the first: {others[0].relative_to(source_dir)}"
             )
         masks_folder = source_dir / "masks" / split
@@ -69,7 +69,7 @@ def open_source(source_dir: Path) -> Source:
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
-    """Reads the names and colours in a classes.txt; VOC's colours where it gives none.
+    """Reads the names and colours in a classes.txt; distinct colours where it gives none.
 
     Raises:
       RunError: it is missing, no text or empty, has a name twice or too many, or a colour is wrong.
@@ -91,9 +91,9 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
             f"{path} has {len(lines)} classes: at most {IGNORE_LABEL} (0..{IGNORE_LABEL - 1}) fit "
             f"into 8 bits beside {IGNORE_LABEL} for void"
         )
-    # VOC's first colour is black, which shows little on pictures: for a background only.
-    first = 0 if lines[0].partition("\t")[0].strip().lower() == "background" else 1
-    names, palette = [], list(datasets.voc_palette(len(lines) + first)[first:])
+    names, palette = [], list(datasets.distinct_palette(len(lines)))
+    if lines[0].partition("\t")[0].strip().lower() == "background":
+        palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
         name, _, color = (part.strip() for part in line.partition("\t"))
         if name in names:
@@ -101,6 +101,16 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
         names.append(name)
         if color:
             palette[i] = _color(color, path)
+        elif re.search(r"\S[ ,;]+\d+[ ,;]+\d+[ ,;]+\d+$", name):
+            print(
+                f"warning: {path}: the whole line {name!r} is taken for a class' name: if it ends "
+                "in a colour, write a tab before it, and r,g,b"
+            )
+    if len(names) == 1:
+        print(
+            f"warning: {path} names one class, {names[0]}, so a network has nothing to tell apart, "
+            "and training will be refused: name a class for the rest too (void is not learnt)"
+        )
     return tuple(names), tuple(palette)
 
 
@@ -143,9 +153,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], li
     """
     found: dict[str, Path] = {}
     others = []
-    for path in sorted(folder.glob("**/*")):
-        if path.is_dir() or path.name.startswith("."):
-            continue
+    for path in find_files(folder):
         if path.suffix.lower() not in suffixes:
             others.append(path)
             continue

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from official.errors import RunError
-from official.input_pipeline import decode_image
+from official.images import decode_image, orientation
 from official.records import explain
 
 # What Pillow raises for files that are no images, cut off or damaged.
@@ -45,7 +45,7 @@ class Source:
       published: number of images per split according to the makers, where they say one.
       min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
       turned_labels: label maps may have been drawn on photographs that a tool had turned as their
-        EXIF orientation says (a user's own). See `read_image`.
+        rotation mark says (a user's own). See `read_image`.
     """
 
     class_names: tuple[str, ...]
@@ -127,11 +127,11 @@ class Photograph:
 
     Attributes:
       path: the file.
-      size: (height, width) of the pixels, turned if they have to be.
+      size: (height, width).
       format: "png" or "jpeg", of the file.
       mode: Pillow's mode of `pixels`, "RGB" or "L".
       changes: in words, why a record cannot hold the file as it is; empty if it can.
-      turned: whether the EXIF orientation is applied to the pixels.
+      marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
     """
 
     path: Path
@@ -139,29 +139,24 @@ class Photograph:
     format: str
     mode: str
     changes: str
-    turned: bool
+    marked: bool
     _file: bytes
     _opened: Image.Image
 
     def pixels(self) -> Image.Image:
-        """Decodes to RGB or grey with 8 bits per channel, as TensorFlow's decoder does.
-
-        Transparency is dropped, and of 16 bits the upper 8 are kept.
+        """The pixels that all readers see (official.images): RGB or grey with 8 bits per channel.
 
         Raises:
           RunError: the file is damaged.
         """
-        image = self._opened
         try:
-            image.load()
-        except _BROKEN as error:
-            raise _unreadable(self.path, error) from error
-        if self.turned:
-            image = ImageOps.exif_transpose(image)
-        image.info = {}  # transparency, a colour profile, ...: nothing that a decoder would use
-        if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert(self.mode)
+            rgb = decode_image(self._file).numpy()
+        except tf.errors.OpError as error:
+            self._load()  # says better what is wrong with the file, if it sees it
+            raise RunError(
+                f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
+            ) from error
+        return Image.fromarray(rgb if self.mode == "RGB" else np.ascontiguousarray(rgb[..., 0]))
 
     def encoded(self) -> tuple[bytes, str]:
         """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
@@ -169,16 +164,14 @@ class Photograph:
         Raises:
           RunError: the file is damaged.
         """
-        if self.changes:
-            return encode_png(self.pixels()), "png"
+        pixels = self.pixels()  # finds all damage that training would
+        return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
+
+    def _load(self) -> None:
         try:
-            decode_image(self._file)  # what training does, and faster than Pillow
-        except tf.errors.OpError as error:
-            self.pixels()  # says better what is wrong with the file, if it sees it
-            raise RunError(
-                f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
-            ) from error
-        return self._file, self.format
+            self._opened.load()
+        except _BROKEN as error:
+            raise _unreadable(self.path, error) from error
 
 
 def read_image(
@@ -186,11 +179,10 @@ def read_image(
 ) -> Photograph:
     """Reads a photograph.
 
-    A photograph may have an EXIF orientation. People and tools see it turned, TensorFlow's decoder
-    gives the pixels as they are stored. Where its label map has only the turned size, the pixels
-    are turned. Where both sizes fit (a square, a mirror image, half a turn), the pixels stay as
-    they are stored, unless label maps may have been drawn on turned photographs: then nobody can
-    tell, and this is an error. Without a label map they stay as they are stored.
+    A photograph may have a rotation mark (EXIF orientation). People and tools see it turned;
+    everything here, up to the exported network, takes pixels as they are stored. So a label map of
+    the turned size alone is an error. Where both sizes fit (a square, a mirror image, half a turn)
+    and label maps may have been drawn on turned photographs, nobody can tell: an error too.
 
     Args:
       path: the file.
@@ -198,26 +190,26 @@ def read_image(
       turned_labels: whether label maps may have been drawn on turned photographs.
 
     Raises:
-      RunError: the file is neither PNG nor JPEG, its header is damaged, or nobody can tell whether
-        it has to be turned.
+      RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
+        may have been drawn on the turned image.
     """
     try:
         file = path.read_bytes()
         image = Image.open(io.BytesIO(file))
-        bits, orientation = _bits(image, file), _orientation(image, file)
+        bits, mark = _bits(image, file), orientation(file)
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     # MPO: a JPEG followed by others, which cameras and telephones write.
     if image.format not in ("PNG", "JPEG", "MPO"):
         raise RunError(f"{path} must be a PNG or JPEG, but it is {image.format}: save it as PNG")
     stored = (image.height, image.width)
-    upright = stored[::-1] if orientation > 4 else stored
-    turned = label_size == upright and label_size != stored
-    if turned_labels and orientation > 1 and label_size == upright == stored:
+    upright = stored[::-1] if mark > 4 else stored
+    if mark > 1 and label_size == upright and (turned_labels or upright != stored):
+        drawn = "its label map was" if upright != stored else "its label map may have been"
         raise RunError(
-            f"{path} has the EXIF orientation {orientation}, and sizes do not tell whether its "
-            "label map was drawn on the turned image: save it as the label map has it, without "
-            "orientation"
+            f"{path} has a rotation mark (EXIF orientation {mark}), and {drawn} drawn on the "
+            "turned image, while pixels are taken as they are stored: save it as the label map has "
+            "it, without the mark (mogrify -auto-orient, exiftran -ai)"
         )
     changes = []
     if image.mode in ("LA", "RGBA"):
@@ -226,15 +218,13 @@ def read_image(
         changes.append({"P": "palette", "CMYK": "CMYK"}[image.mode])
     elif bits != 8:
         changes.append(f"{bits}-bit")
-    if turned:
-        changes.append("turned as EXIF says")
     return Photograph(
         path,
-        upright if turned else stored,
+        stored,
         "png" if image.format == "PNG" else "jpeg",
         "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB",
         " + ".join(changes),
-        turned,
+        mark > 1,
         file,
         image,
     )
@@ -257,15 +247,3 @@ def _bits(image: Image.Image, file: bytes) -> int:
     """Bits per channel; Pillow's modes do not tell all of them."""
     # A PNG begins with 8 bytes, then its first chunk: length, "IHDR", width, height, bits.
     return file[24] if image.format == "PNG" else 8
-
-
-def _orientation(image: Image.Image, file: bytes) -> int:
-    """The EXIF orientation, 1..8; 1 is upright."""
-    # Pillow decodes a whole PNG to look for it; hardly any has one.
-    if image.format == "PNG" and b"eXIf" not in file and b"Raw profile type" not in file:
-        return 1
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises many kinds for damaged EXIF, by which nobody turns an image
-        return 1
-    return found if found in range(1, 9) else 1

@@ -84,7 +84,7 @@ def read_list(path: Path) -> list[str]:
       RunError: the file is missing, empty or no text.
     """
     try:
-        names = sorted({line.strip() for line in path.read_text("utf-8").splitlines()} - {""})
+        names = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read as a list of images: {error}") from error
     if not names:

@@ -13,7 +13,7 @@ from auto_deeplab.export import export
 from auto_deeplab.genotype import Genotype
 from auto_deeplab.network import Network
 from official.errors import RunError
-from official.input_pipeline import decode_image
+from official.images import decode_image
 from tests.command import ROOT
 
 NAMES = ["sky", "Straße", "car"]

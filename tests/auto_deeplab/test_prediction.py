@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,6 @@ from auto_deeplab.prediction import (
     find_pictures,
     picture_files,
     predict,
-    read_picture,
     split_images,
 )
 from official.errors import RunError
@@ -264,45 +264,22 @@ def test_classes_that_are_not_the_networks(tmp_path):
         predict(stand_in, pictures, str(tmp_path / "out"), **options)
 
 
-def test_every_kind_of_picture_becomes_rgb(tmp_path):
-    image = colours(3, 4)
-    grey, alpha = image[..., 0], image[..., :1]
-    shown_grey = grey[..., None].repeat(3, -1)
-
-    def read(picture: Image.Image, form: str = "png", **options) -> np.ndarray:
-        picture.save(tmp_path / "picture", form, **options)
-        return read_picture(tmp_path / "picture")
-
-    np.testing.assert_array_equal(read(Image.fromarray(image)), image)
-    np.testing.assert_array_equal(read(Image.fromarray(grey)), shown_grey)
-    # 16 bits: v * 256 + anything below is v.
-    deep = grey.astype(np.uint16) * 256 + 255
-    np.testing.assert_array_equal(read(Image.fromarray(deep)), shown_grey)
-    transparent = Image.fromarray(np.concatenate([image, alpha], -1))
-    np.testing.assert_array_equal(read(transparent), image)
-    two = Image.fromarray(np.concatenate([image[..., :1], alpha], -1), "LA")
-    np.testing.assert_array_equal(read(two), shown_grey)
-    indices = np.array([[0, 1], [2, 1]], np.uint8)
-    palette = Image.fromarray(indices)
-    palette.putpalette([value for colour in PALETTE for value in colour])
-    np.testing.assert_array_equal(read(palette), np.array(PALETTE)[indices])
-    black_white = Image.fromarray(grey > 127)
-    np.testing.assert_array_equal(read(black_white)[..., 0], 255 * (grey > 127))
-    # CMYK of no ink but black K: RGB = 255 - K; JPEG of one flat colour is exact to a level or two.
-    ink = Image.new("CMYK", (8, 8), (0, 0, 0, 55))
-    np.testing.assert_allclose(read(ink, "jpeg", quality=95), np.full((8, 8, 3), 200), atol=2)
+def test_a_name_that_is_no_text_is_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9")  # Latin-1
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colours(3, 4)).save(tmp_path / "photos" / f"{name}.png")
+    run(tmp_path / "photos", tmp_path / "out")
+    assert b"caf\xe9_labels.png" in os.listdir(os.fsencode(tmp_path / "out"))
 
 
-def test_the_cameras_rotation_mark_is_obeyed(tmp_path):
-    image = colours(3, 4)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), np.rot90(image, -1))
-
-
-def test_sixteen_bits_read_as_in_tensorflow(tmp_path):
-    deep = np.random.default_rng(0).integers(0, 65536, (5, 6), np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    trained_on = tf.io.decode_png((tmp_path / "deep.png").read_bytes(), channels=3)
-    np.testing.assert_array_equal(read_picture(tmp_path / "deep.png"), trained_on)
+def test_linked_folders_are_searched_and_circles_end(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (photos, elsewhere):
+        folder.mkdir()
+        Image.fromarray(colours(3, 4)).save(folder / "a.png")
+    (photos / "link").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(photos)
+    (photos / "self").symlink_to(photos)
+    for inputs in (photos, f"{photos}/**/*.png"):
+        found = [name for _, name in find_pictures(str(inputs), str(tmp_path / "out"))]
+        assert found == ["a", "link/a"]

@@ -1,4 +1,7 @@
-"""Tables of the public datasets against their makers' definitions."""
+"""Tables of the public datasets against their makers' definitions; colours of one's own classes."""
+
+import numpy as np
+import pytest
 
 from official import datasets
 
@@ -42,3 +45,36 @@ def test_ade20k_has_the_150_classes_of_the_scene_parsing_benchmark():
     # Two classes share a colour, as published.
     assert palette[names.index("road")] == palette[names.index("skyscraper")] == (140, 140, 140)
     assert len(set(palette)) == 149
+
+
+def test_cielab_of_known_colours():
+    # sRGB's corners in CIELAB with white D65, as tables give them to two digits.
+    known = {
+        (255, 255, 255): (100, 0, 0),
+        (0, 0, 0): (0, 0, 0),
+        (255, 0, 0): (53.24, 80.09, 67.20),
+        (0, 255, 0): (87.74, -86.18, 83.18),
+        (0, 0, 255): (32.30, 79.19, -107.86),
+        (119, 119, 119): (50.03, 0, 0),
+    }
+    found = datasets.cielab(np.array(list(known)))
+    np.testing.assert_allclose(found, list(known.values()), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    # 2.3 is just noticeable (Mahy et al. 1994). Half a distance is left where a colour is laid over
+    # a picture by half, and an eye that looks from the legend to the street should not have to
+    # compare: ten times that for a few classes, six times for twenty, twice for all there can be.
+    ("classes", "least"),
+    [(8, 2 * 10 * 2.3), (20, 2 * 6 * 2.3), (256, 2 * 2 * 2.3)],
+)
+def test_distinct_colours_are_far_apart(classes, least):
+    lab = datasets.cielab(np.array(datasets.distinct_palette(classes)))
+    distances = np.linalg.norm(lab[:, np.newaxis] - lab, axis=-1)
+    assert distances[~np.eye(classes, dtype=bool)].min() >= least
+
+
+def test_distinct_colours_do_not_depend_on_how_many_are_asked_for():
+    palette = datasets.distinct_palette(256)
+    assert len(palette) == 256 and datasets.distinct_palette(11) == palette[:11]
+    assert all(type(value) is int and 0 <= value <= 255 for color in palette for value in color)

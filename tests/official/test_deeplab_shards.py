@@ -1,19 +1,25 @@
 """Shards without description, as DeepLab's own scripts write them."""
 
 import contextlib
+import io
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from official import datasets
 from official.deeplab_shards import find_shards, image_size
 from official.errors import RunError, UsageError
-from official.input_pipeline import decode_label, eval_images, train_batches
+from official.images import decode_image, decode_label
+from official.input_pipeline import eval_images, train_batches
 from official.records import parse_example, read_description
 from tests.deeplab_shards import SIZES, encoded, example, serialized, write_shards
+from tfrecords_tools import browse, class_weights
+from tfrecords_tools.check import check
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def test_names_of_shards(tmp_path, split, suffix):
         (21, "background", "tvmonitor", (0, 64, 128)),
         (150, "wall", "flag", (92, 0, 255)),
         (151, "void", "flag", (92, 0, 255)),
-        (6, "class 0", "class 5", (128, 0, 128)),
+        (6, "class 0", "class 5", datasets.distinct_palette(6)[-1]),
     ],
 )
 def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, color):
@@ -201,8 +207,8 @@ def test_images_reach_the_network_and_its_judge(data):
         jpeg, png = (
             features[key][0] for key in ("image/encoded", "image/segmentation/class/encoded")
         )
-        assert np.array_equal(element["image"][0], tf.io.decode_jpeg(jpeg, channels=3))
-        assert np.array_equal(element["label"][0], decode_label(png))
+        assert np.array_equal(element["image"][0], decode_image(jpeg))
+        assert np.array_equal(element["label"][0], decode_label(png, ""))
         assert element["label"].shape[1:] == SIZES[i % 4]
     batch = next(iter(batches(description)))
     assert batch["image"].shape == (2, 60, 60, 3)
@@ -280,3 +286,52 @@ def test_a_record_that_is_damaged_inside_is_named(data):
         file.write_bytes(bytes(content))
         with contextlib.suppress(RunError):
             read_description(str(data), 21)
+
+
+def label_file(kind: str) -> bytes:
+    """A label map of 40 x 56 pixels of class 3 as somebody may have stored it."""
+    values = np.full((40, 56), 3, np.uint8)
+    image = {
+        "8-bit RGB": Image.fromarray(np.stack([values, 0 * values, 0 * values], -1)),
+        "16-bit grey": Image.fromarray(values.astype(np.uint16)),
+        "8-bit palette": Image.fromarray(values),
+    }[kind]
+    if "palette" in kind:
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tolist())
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["8-bit RGB", "16-bit grey", "8-bit palette"])
+def test_label_maps_that_are_no_grey_pngs_are_refused_by_all_readers(tmp_path, kind, capsys):
+    features = example(0)
+    features["image/segmentation/class/encoded"] = [label_file(kind)]
+    write_shards(tmp_path / "data", "train", [features], count=1)
+    description = read_description(str(tmp_path / "data"), 21)
+    message = f"2007_000000: .*the label map is a PNG, {kind}: it must be an 8-bit grey PNG"
+    for cache in (False, True):
+        with pytest.raises((RunError, tf.errors.InvalidArgumentError), match=message):
+            next(iter(training_batches(description, cache)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        list(eval_images(description, "train"))
+    with pytest.raises(RunError, match=message):
+        list(browse.stored(description, "train", 1, seed=0))
+    with pytest.raises(RunError, match=message):
+        class_weights.flag(description, "train", "inverse")
+    with pytest.raises(RunError, match=r"1 error\(s\)"):
+        check(description)
+    assert re.search(f"ERROR {message}", capsys.readouterr().out)
+
+
+def training_batches(description, cache):
+    return train_batches(
+        *(description, "train"),
+        seed=0,
+        batch_size=1,
+        crop_size=(33, 33),
+        scales=(1.0,),
+        random_crop=True,
+        flip=True,
+        cache=cache,
+    )

@@ -260,16 +260,6 @@ def test_crop_that_no_image_fills(tmp_path):
         check_crop_size(description, "train", (80, 144), (1.0,))
 
 
-@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png_and_jpeg_grey_and_colour_become_three_channels(encode, channels):
-    image = input_pipeline.decode_image(
-        encode(tf.fill([6, 9, channels], tf.constant(90, tf.uint8)))
-    )
-    assert image.dtype == tf.uint8 and image.shape == (6, 9, 3)
-    assert np.all(np.abs(image.numpy().astype(int) - 90) <= 1)
-
-
 def encoded_jpeg(image, **options):
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "jpeg", quality=90, **options)

@@ -175,3 +175,12 @@ def test_cut_off_shard(copy, size):
     (copy / file).write_bytes(content[:size])
     with pytest.raises(RunError, match="00000-of-00003 is cut off or damaged"):
         index_records([file])
+
+
+@pytest.mark.parametrize("kind", ["GZIP", "ZLIB"])
+def test_compressed_records_are_called_so(tmp_path, kind):
+    file = str(tmp_path / "train-00000-of-00001.tfrecord")
+    with tf.io.TFRecordWriter(file, kind) as writer:
+        writer.write(b"some record")
+    with pytest.raises(RunError, match=rf"00001.tfrecord is compressed \({kind}\), which is not"):
+        index_records([file])

@@ -15,9 +15,9 @@ from official.records import Description, read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools import data_flags
-from tfrecords_tools.check import check, repeated, report
+from tfrecords_tools.check import check, default_figure, repeated, report
 from tfrecords_tools.convert import convert
-from tfrecords_tools.findings import Findings, _in_parallel, read_split
+from tfrecords_tools.findings import Findings, _in_parallel, ranges, read_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +143,8 @@ def expect_error(data_dir, capsys, *messages):
 def test_bad_records_are_named(data_dir, capsys):
     def spoil(i, features):
         if i == 0:
-            set_label(features, np.array([[0, 19, 42, 255]], np.uint8).repeat(40, 0).repeat(18, 1))
+            # All values that there are: those from 19 to 254 are wrong.
+            set_label(features, np.arange(40 * 72).reshape(40, 72).astype(np.uint8))
         if i == 1:
             set_label(features, np.zeros((40, 71), np.uint8))
         if i == 2:
@@ -157,7 +158,7 @@ def test_bad_records_are_named(data_dir, capsys):
     expect_error(
         data_dir,
         capsys,
-        name.format(0) + "label 19, 42 is neither 0..18 nor 255",
+        name.format(0) + "label 19..254 is neither 0..18 nor 255",
         name.format(1) + "the image is 40 x 72, but its label map is 40 x 71",
         name.format(2) + "cannot be decoded: ",
         "record 4: cannot be decoded: ",
@@ -282,12 +283,14 @@ def run_check(cwd, *arguments):
 
 
 def test_command_line(data_dir, tmp_path):
-    before = sorted(data_dir.iterdir())
+    before, fingerprint = sorted(tmp_path.iterdir()), read_description(str(data_dir)).fingerprint()
     good = run_check(tmp_path, f"--data_dir={data_dir}")
     assert (good.returncode, good.stderr) == (0, "")
-    # Beside nothing of the data: where the command ran.
-    assert "wrote data_classes.png\n" in good.stdout and sorted(data_dir.iterdir()) == before
-    assert Image.open(tmp_path / "data_classes.png").format == "PNG"
+    # With the data, and nothing where the command ran. The data are the same to all readers.
+    assert f"wrote {data_dir}/classes.png\n" in good.stdout
+    assert sorted(tmp_path.iterdir()) == before
+    assert Image.open(data_dir / "classes.png").format == "PNG"
+    assert read_description(str(data_dir)).fingerprint() == fingerprint
 
     change_records(
         shard(data_dir, "val"), lambda i, features: set_label(features, np.full(SIZE, 99, np.uint8))
@@ -306,3 +309,24 @@ def test_a_picture_that_cannot_be_written_is_said_before_all_is_read(data_dir, t
     with pytest.raises(RunError, match=f"cannot make the directory {tmp_path}/file"):
         check(read_description(str(data_dir)), str(tmp_path / "file" / "classes.png"))
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([19], "19"),
+        ([19, 20], "19..20"),
+        ([3, 7, 8, 9, 254], "3, 7..9, 254"),
+        ([1, 3, 5, 7, 9, 11], "1, 3, 5, 7, 9, 11"),
+        (list(range(20, 255, 2)), "20, 22, 24, 26, 28, ... 254"),
+    ],
+)
+def test_numbers_are_told_as_ranges(values, words):
+    assert ranges(values) == words
+
+
+def test_a_directory_that_may_not_be_written_gets_no_picture(tmp_path, capsys, monkeypatch):
+    assert default_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
+    assert default_figure(str(tmp_path)) == ""
+    assert f"{tmp_path} cannot be written, so there is no picture" in capsys.readouterr().out

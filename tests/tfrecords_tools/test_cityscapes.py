@@ -11,6 +11,7 @@ from official.records import read_description
 from tests.contents import contents
 from tfrecords_tools import cityscapes
 from tfrecords_tools.convert import convert
+from tfrecords_tools.toy_scenes import write_dataset
 
 # Label ids, some of each kind, and by hand what labels.py says of them: 7 road 0, 23 sky 10,
 # 33 bicycle 18; 0 unlabeled, 6 ground and 29 caravan are not evaluated.
@@ -23,7 +24,7 @@ def write(root: Path, folder: str, count: int, *annotations: str) -> None:
     Image i is of value i; its fine label map is IDS from the i-th on, its coarse one that mirrored.
     """
     for i in range(count):
-        name = f"town/town_{i:06d}_000019"
+        name = f"ulm/ulm_{i:06d}_000019"
         files = {f"leftImg8bit/{folder}/{name}_leftImg8bit.png": np.full((2, 6, 3), i, np.uint8)}
         for kind in annotations:
             row = np.roll(np.array(IDS, np.uint8), i)[:: 1 if kind == "gtFine" else -1]
@@ -62,7 +63,7 @@ def test_the_same_images_have_fine_and_coarse_labels(source, tmp_path, capsys):
         ("train_extra", "train_extra", -1),
     ):
         for i, (name, (encoded, label)) in enumerate(contents(tmp_path / "data", split).items()):
-            assert name == f"leftImg8bit/{folder}/town/town_{i:06d}_000019_leftImg8bit"
+            assert name == f"leftImg8bit/{folder}/ulm/ulm_{i:06d}_000019_leftImg8bit"
             assert encoded == (source / f"{name}.png").read_bytes()
             assert label.tolist() == 2 * [np.roll(CLASSES, i)[::step].tolist()]
     out = capsys.readouterr().out
@@ -77,7 +78,7 @@ def test_test_split_without_label_files_is_void(source, tmp_path):
         path.unlink()
     convert("cityscapes", str(source), str(tmp_path / "data"))
     ((name, (_, label)),) = contents(tmp_path / "data", "test").items()
-    assert name == "leftImg8bit/test/town/town_000000_000019_leftImg8bit"
+    assert name == "leftImg8bit/test/ulm/ulm_000000_000019_leftImg8bit"
     assert label.shape == (2, 6) and np.all(label == 255)
 
 
@@ -125,7 +126,7 @@ def test_what_was_not_downloaded_is_skipped(tmp_path, capsys, downloaded, splits
     for folder, *annotations in downloaded:
         write(tmp_path, folder, 1, *annotations)
     if "train_coarse" in splits and "val_coarse" in splits:
-        (tmp_path / "gtCoarse" / "train_extra" / "town").mkdir(parents=True)
+        (tmp_path / "gtCoarse" / "train_extra" / "ulm").mkdir(parents=True)
     assert set(cityscapes.open_source(tmp_path).splits) == splits
     assert capsys.readouterr().out.splitlines() == skipped
 
@@ -134,13 +135,13 @@ def test_what_was_not_downloaded_is_skipped(tmp_path, capsys, downloaded, splits
     ("missing", "message"),
     [
         (
-            "gtCoarse/train_extra/town/town_000002_000019_gtCoarse_labelIds.png",
-            "train_extra/town/town_000002_000019_leftImg8bit.png is left out: this image "
+            "gtCoarse/train_extra/ulm/ulm_000002_000019_gtCoarse_labelIds.png",
+            "train_extra/ulm/ulm_000002_000019_leftImg8bit.png is left out: this image "
             r"has no label \(gtCoarse/train_extra/\*/\*_gtCoarse_labelIds.png\)",
         ),
         (
-            "leftImg8bit/train_extra/town/town_000001_000019_leftImg8bit.png",
-            "train_extra/town/town_000001_000019_gtCoarse_labelIds.png is left out: this label "
+            "leftImg8bit/train_extra/ulm/ulm_000001_000019_leftImg8bit.png",
+            "train_extra/ulm/ulm_000001_000019_gtCoarse_labelIds.png is left out: this label "
             "has no image",
         ),
     ],
@@ -151,3 +152,13 @@ def test_half_a_pair_is_left_out(source, missing, message, capsys):
     after = {k: len(pairs) for k, pairs in cityscapes.open_source(source).splits.items()}
     assert after == before | {"train_extra": before["train_extra"] - 1}
     assert re.search(f"warning: .*{message}", capsys.readouterr().out)
+
+
+def test_published_numbers_are_those_of_cityscapes_alone(tmp_path, capsys):
+    # Toy scenes have cities of their own; a download of which a city is missing has the others.
+    write(tmp_path / "part", "train", 3, "gtFine")
+    assert cityscapes.open_source(tmp_path / "part").published["train"] == 2975
+    write_dataset(str(tmp_path / "toy"), num_train=3, num_val=1, size=(32, 32))
+    convert("cityscapes", str(tmp_path / "toy"), str(tmp_path / "data"))
+    assert "warning" not in capsys.readouterr().out
+    assert len(set(cityscapes.CITIES)) == 50  # Cordts et al. 2016, section 2.1

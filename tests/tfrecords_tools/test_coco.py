@@ -297,3 +297,79 @@ def test_part_of_the_images_is_enough(tmp_path, capsys):
         image(json_file, number).unlink()
     with pytest.raises(RunError, match=r"000000000000.jpg is missing, .* and 3 more like it"):
         coco.open_source(tmp_path)
+
+
+def described(root, change):
+    """The val split of write_thresholds with its JSON file changed in place."""
+    path = write_thresholds(root)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content), "utf-8-sig")  # with a byte order mark
+    return path
+
+
+def test_an_image_that_is_described_twice_keeps_all_annotations(tmp_path):
+    # Image 0 has a cat in its upper half; a second description of it, with another id, a dog below.
+    def twice(content):
+        row = next(row for row in content["images"] if row["id"] == 100)
+        content["images"].append({**row, "id": 900})
+        content["images"].append(row)  # and once more as it is
+        dog = {"id": 9000, "image_id": 900, "category_id": CATEGORIES["dog"], "iscrowd": 0}
+        dog["segmentation"] = [rectangle(20, 0, 30, 50)]
+        content["annotations"].append(dog)
+
+    source = tmp_path / "source"
+    described(source, twice)
+    label = labels_of(source, tmp_path, "val")[0]
+    # 20, 10 and 10 rows of 50: cat is 8, dog is 12.
+    assert [int(np.sum(label == value)) for value in (8, 12, 0)] == [1000, 500, 500]
+
+
+def one_id(content):
+    content["images"][0]["id"] = content["images"][1]["id"]
+
+
+def two_sizes(content):
+    content["images"].append({**content["images"][0], "id": 900, "width": 51})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (one_id, r"gives the id 102 to 0+3\.jpg and to 0+2\.jpg, .*: give each its own id"),
+        (two_sizes, r"describes 0+3\.jpg twice, 40 x 50 and 40 x 51 pixels large"),
+    ],
+)
+def test_descriptions_that_contradict_each_other_are_refused(tmp_path, change, message):
+    with pytest.raises(RunError, match=message):
+        coco.read_annotations(described(tmp_path, change))
+
+
+def test_images_of_all_suffixes_are_found(tmp_path, capsys):
+    names = ["a.JPG", "b.png", "below/c.jpeg", "d.jpg"]
+
+    def renamed(content):
+        for row in content["images"]:
+            old, row["file_name"] = row["file_name"], names[row["id"] - 100]
+            path = tmp_path / "val2017" / row["file_name"]
+            path.parent.mkdir(exist_ok=True)
+            with Image.open(tmp_path / "val2017" / old) as picture:
+                picture.save(path)
+            (tmp_path / "val2017" / old).unlink()
+
+    described(tmp_path, renamed)
+    found = coco.open_source(tmp_path).splits["val"]
+    assert [pair.image.relative_to(tmp_path / "val2017").as_posix() for pair in found] == names
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_images_that_would_be_records_of_one_name_are_refused(tmp_path):
+    def renamed(content):
+        for row, name in zip(content["images"], ["a.jpg", "a.png"], strict=False):
+            image = Image.open(tmp_path / "val2017" / row["file_name"])
+            row["file_name"] = name
+            image.save(tmp_path / "val2017" / name)
+
+    described(tmp_path, renamed)
+    with pytest.raises(RunError, match=r"a\.jpg and .*a\.png differ in their suffix alone"):
+        convert("coco", str(tmp_path), str(tmp_path / "data"))

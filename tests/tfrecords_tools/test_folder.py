@@ -1,14 +1,18 @@
 """A user's own images and masks."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from official.datasets import voc_palette
+from official.datasets import distinct_palette
 from official.errors import RunError
+from official.input_pipeline import eval_images
 from official.records import read_description
 from tests.contents import contents
 from tfrecords_tools import folder
@@ -60,9 +64,8 @@ def test_conversion(source, tmp_path, capsys):
     description = read_description(str(tmp_path / "data"))
     assert set(description.splits) == {"train", "val", "extra"}
     assert description.class_names == ("ground", "road way", "car")
-    # Without VOC's black, which is for a background.
-    vocs = voc_palette(4)[1:]
-    assert description.palette == (vocs[0], (1, 2, 3), vocs[2])
+    colors = distinct_palette(3)
+    assert description.palette == (colors[0], (1, 2, 3), colors[2])
     train = contents(tmp_path / "data", "train")
     # The order of the names; files keep their bytes.
     expected = {"a": ".JPG", "b": ".png", "more/a": ".jpeg"}
@@ -188,3 +191,60 @@ def test_what_has_no_partner_is_left_out(source, capsys):
     (source / "images/train/b.png").unlink()
     assert len(folder.open_source(source).splits["train"]) == before - 2
     assert "masks/train/b.png is left out: this label has no image" in capsys.readouterr().out
+
+
+def test_linked_folders_are_part_of_the_data(source, tmp_path, capsys):
+    # more/ becomes a link in images and masks, and a link that runs in a circle is added.
+    for kind in ("images", "masks"):
+        (source / kind / "train" / "more").rename(tmp_path / kind)
+        (source / kind / "train" / "more").symlink_to(tmp_path / kind)
+        (source / kind / "train" / "circle").symlink_to(source / kind / "train")
+    found = folder.open_source(source).splits["train"]
+    assert [pair.name for pair in found] == [
+        f"images/train/{name}" for name in ("a", "b", "more/a")
+    ]
+    said = capsys.readouterr()
+    assert "left out" not in said.out and said.err.count("leads back") == 2
+
+
+def test_a_name_that_is_no_text_is_kept(source, tmp_path):
+    # In Latin-1; as bytes, since no text in UTF-8 can name it.
+    name = os.fsdecode(b"caf\xe9")
+    save(source / "images" / "train" / f"{name}.png", photo(5))
+    save(source / "masks" / "train" / f"{name}.png", mask_values(5))
+    save(source / "masks" / "train" / f"alone {name}.png", mask_values(5))
+    flags = [f"--source_dir={source}", f"--output_dir={tmp_path / 'data'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfrecords_tools.convert", "--dataset=folder", *flags],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    # The name is printed with what stands for the byte 0xe9.
+    assert r"masks/train/alone caf\udce9.png is left out" in done.stdout
+    description = read_description(str(tmp_path / "data"))
+    names = [element["filename"].numpy()[0] for element in eval_images(description, "train")]
+    assert b"images/train/caf\xe9" in names
+
+
+@pytest.mark.parametrize("line", ["sky 128 128 128", "sky 128,128,128", "sky, 1, 2, 3"])
+def test_a_colour_without_a_tab_is_doubted(tmp_path, capsys, line):
+    (tmp_path / "classes.txt").write_text(f"road 66\n{line}\ncar\t1,2,3\n")
+    names, _ = folder.read_classes(tmp_path / "classes.txt")
+    assert names == ("road 66", line, "car")
+    (warning,) = capsys.readouterr().out.splitlines()
+    assert warning.startswith("warning: ") and repr(line) in warning and "tab" in warning
+
+
+def test_one_class_alone_is_warned_of(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("road\n")
+    assert folder.read_classes(tmp_path / "classes.txt")[0] == ("road",)
+    assert "names one class, road, so a network has nothing to tell" in capsys.readouterr().out
+
+
+def test_a_background_is_black(tmp_path):
+    (tmp_path / "classes.txt").write_text("Background\nroad\ncar\n")
+    _, palette = folder.read_classes(tmp_path / "classes.txt")
+    assert palette == ((0, 0, 0), *distinct_palette(2))

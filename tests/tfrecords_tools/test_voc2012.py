@@ -332,3 +332,11 @@ def test_damaged_files_of_sbd_are_named(with_sbd, tmp_path, spoil, message):
     with pytest.raises(RunError, match=message):
         convert("voc2012_aug", str(with_sbd), str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(source):
+    path = source / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    before = names_of(voc2012.open_source(source).splits["train"])
+    path.write_text(path.read_text(), "utf-8-sig")
+    assert path.read_bytes()[:3] == b"\xef\xbb\xbf"
+    assert names_of(voc2012.open_source(source).splits["train"]) == before

@@ -13,6 +13,17 @@ MEMORY = 60.0
 """Seconds after which what the rate was counts e times less: it follows a change of pace."""
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 class Progress:
     """Counts finished items on stderr, with rate, time left and a note; a context manager.
 
@@ -155,5 +166,5 @@ class Progress:
     ) -> None:
         self._bar.close()
         if self._keep and self._done and kind is None:
-            took = tqdm.format_interval(time.monotonic() - self._start)
+            took = duration(time.monotonic() - self._start)
             self._say(", ".join(filter(None, [f"{self._count()} in {took}", self._note()])))

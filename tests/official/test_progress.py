@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from official import progress as progress_module
-from official.progress import Progress
+from official.progress import Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -138,7 +138,7 @@ def test_what_is_kept_stays_as_a_line(monkeypatch, clock, stream):
         progress.advance(note=lambda: "loss 2")
         clock.sleep(61)
         progress.advance(note=lambda: "loss 1")
-    assert stream.getvalue().endswith("work: 2 of 2 steps in 01:01, loss 1\n")
+    assert stream.getvalue().endswith("work: 2 of 2 steps in 1 min 1 s, loss 1\n")
 
 
 def test_nothing_is_kept_of_what_failed_or_did_nothing(clock, capsys):
@@ -156,3 +156,11 @@ def test_a_terminal_says_at_once_what_is_done_apart(monkeypatch, clock):
     with Progress("work", 2, unit="steps") as progress, progress.apart("building the graph"):
         assert re.search(r"work: +0%\|.*\| 0/2 steps, building the graph", stream.getvalue())
         progress.advance()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (9599, "2 h 40 min")],
+)
+def test_duration(seconds, said):
+    assert duration(seconds) == said

@@ -105,7 +105,7 @@ def test_says_when_a_graph_is_built_and_how_it_ended(run, capsys):
     assert [line for line in lines[1:-1] if "left" not in line] == [
         f"search: {training_loop.BUILDING}"
     ] * 2
-    assert lines[-1].startswith("search: 10 of 10 steps in 00:0")
+    assert lines[-1].startswith("search: 10 of 10 steps in 0 s")
     assert lines[-1].endswith(", loss_w 10.0000, val mIoU 0.500")
 
 

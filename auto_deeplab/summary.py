@@ -61,8 +61,8 @@ def of_search(
     ]
     if resize_factor != 1:
         lines.append(
-            f"next, or better: the same on images of full size, if there are ({data_dir} has them "
-            f"at {resize_factor:g}), with a larger --crop_size"
+            f"({data_dir} has its images at {resize_factor:g} of their size: better train on full "
+            "ones, with a larger --crop_size)"
         )
     return "\n".join(lines)
 

@@ -96,7 +96,6 @@ def test_the_next_commands_can_be_copied(monkeypatch, tmp_path):
 
 
 def test_a_search_on_small_images_reminds_of_the_large_ones():
-    assert "on images of full size, if there are (data has them at 0.5)" in said(
-        1.0, resize_factor=0.5
-    )
-    assert "full size" not in said(1.0)
+    hint = "(data has its images at 0.5 of their size: better train on full ones"
+    assert hint in said(1.0, resize_factor=0.5)
+    assert "of their size" not in said(1.0)

@@ -34,9 +34,10 @@ class Progress:
     Args:
       name: what is being done, such as "evaluate".
       total: number of items, None if unknown.
+      start: how many of them were done before.
       unit: what an item is called, in the plural.
       interval: seconds between two plain lines, >= 0.
-      work: what all items together cost, if some cost more than others; default: `total`.
+      work: what all items still to do cost, if some cost more than others; default: their number.
       pauses: how many calls of `pause` will come.
       keep: a last line with the number of items, the time and the note stays when the work ends.
     """
@@ -46,6 +47,7 @@ class Progress:
         name: str,
         total: int | None,
         *,
+        start: int = 0,
         unit: str = "images",
         interval: float = 15.0,
         work: float | None = None,
@@ -54,11 +56,12 @@ class Progress:
     ) -> None:
         self._name, self._total, self._unit, self._interval = name, total, unit, interval
         self._keep, self._pauses, self._pause = keep, pauses, 0.0
-        self._work_left = float(total or 0) if work is None else work
+        self._work_left = float((total or 0) - start) if work is None else work
         bar = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}" if total is not None else "{n_fmt}"
         self._bar = tqdm(
             desc=name,
             total=total,
+            initial=start,
             unit=unit,
             bar_format=f"{{desc}}: {bar} {{unit}}{{postfix}}",
             disable=None,
@@ -66,7 +69,7 @@ class Progress:
             dynamic_ncols=True,
         )
         self._note: Callable[[], str] = str
-        self._done = 0
+        self._done, self._first = start, True
         self._apart = False
         # Of the items that count, each fading with time: seconds, items, work.
         self._seconds = self._items = self._work = 0.0
@@ -91,9 +94,9 @@ class Progress:
         """
         work = items if work is None else work
         now = time.monotonic()
-        if self._done and not self._apart:
+        if not self._first and not self._apart:
             self._measure(now - self._since, items, work)
-        self._since = now
+        self._first, self._since = False, now
         self._done += items
         self._work_left -= work
         self._note = note or str
@@ -165,6 +168,6 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
-        if self._keep and self._done and kind is None:
+        if self._keep and not self._first and kind is None:
             took = duration(time.monotonic() - self._start)
             self._say(", ".join(filter(None, [f"{self._count()} in {took}", self._note()])))

@@ -207,7 +207,8 @@ def run(
     _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
     progress = Progress(
         name,
-        total_steps - done,
+        total_steps,
+        start=done,
         unit="steps",
         work=sum(map(passes, range(done, total_steps))),
         pauses=math.ceil(total_steps / report_every) - done // report_every,

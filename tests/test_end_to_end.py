@@ -5,6 +5,7 @@ value that the flagfile or the default gives it.
 """
 
 import json
+import re
 import shlex
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from auto_deeplab import genotype, quickstart, quickstart_page
 from official.datasets import CITYSCAPES_PALETTE
 from official.records import read_description
-from tests.command import CONFIGS, TINY_NETWORK, TINY_SEARCH, train_here, train_there
+from tests.command import CONFIGS, ROOT, TINY_NETWORK, TINY_SEARCH, train_here, train_there
 from tests.pages import check_page, pictures
 from tfrecords_tools.check import check
 from tfrecords_tools.convert import convert
@@ -305,3 +306,18 @@ def test_colours_on_the_page_are_those_of_the_labels(quick_dir):
     scale = shown.width // truth.shape[1]
     colors = np.array([*CITYSCAPES_PALETTE, *[quickstart_page.VOID] * 237])
     np.testing.assert_array_equal(np.asarray(shown)[::scale, ::scale], colors[truth])
+
+
+def test_six_lines_of_readme(quick_dir, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 6
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "quickstart").symlink_to(quick_dir)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    scene = min((quick_dir / "scenes" / quickstart.HELD_OUT).glob("*.png"))
+    predicted = quick_dir / "predictions" / f"{scene.stem}_overlay.png"
+    answer, expected = (
+        np.asarray(Image.open(path)).astype(int) for path in ("overlay.png", predicted)
+    )
+    assert np.mean(np.abs(answer - expected) <= 1) > 0.999  # but for ties in the last bit

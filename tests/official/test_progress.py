@@ -120,6 +120,15 @@ def test_items_that_cost_more(clock, capsys):
     assert left[1:] == [38 - n for n in range(9)] + [27 - 3 * n for n in range(10)]
 
 
+def test_what_was_done_before_counts_but_not_in_the_rate(clock, capsys):
+    with Progress("work", 10, start=4, interval=0.0) as progress:
+        progress.advance()
+        clock.sleep(2)
+        progress.advance()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("work: 6 of 10 images") and facts(line) == (0.5, 8)
+
+
 def test_the_rate_follows_a_change_of_pace(clock, capsys):
     with Progress("work", 1000, interval=0.0) as progress:
         for seconds in [1] * 100 + [4] * 60:

@@ -79,6 +79,7 @@ def check_words(stderr, mode):
     lines = stderr.splitlines()
     assert lines[0] == f"{mode} on CPU:0"
     assert "path: 2 layers at strides" in stderr and "  block 1 = " in stderr
+    assert f"\n{mode}: done in " in stderr and "\nval mIoU" in stderr and "\nnext, " in stderr
     ours = (mode, "evaluate: ", "path: ", "cell:", "  block ", "decoded at step ", "trained: ")
     ours += ("val mIoU", "alpha: ", "beta: ", "warning: the cell", "next, ", "(half ")
     assert [line for line in lines if not line.startswith(ours)] == []

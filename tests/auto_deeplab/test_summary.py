@@ -67,7 +67,7 @@ def test_certainty_of_uniform_probabilities():
     assert line(text, "beta: entropy 100.0% of uniform;").endswith(f"{share:.3f}")
 
 
-@pytest.mark.parametrize(("size", "warned"), [(0.0, True), (0.3, True), (1.0, False)])
+@pytest.mark.parametrize(("size", "warned"), [(0.0, True), (0.4, True), (1.0, False)])
 def test_warns_of_what_chance_could_have_found(size, warned):
     # 100 updates of 0.03 lead 0.3 away by chance; the line is drawn at 0.45.
     text = said(size)

@@ -130,9 +130,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[st
             return f'<td class="wide">{value}</td>'
         return f'<td class="number">{value}</td>' if value[:1].isdigit() else f"<td>{value}</td>"
 
-    lines = ["".join(map(cell, cells)) for cells in rows]
-    kinds = [f"<tr>{line}</tr>" for line in lines]
-    if total:
-        kinds.append(f'<tr class="total">{"".join(map(cell, total))}</tr>')
     titles = "".join(element("th", name) for name in head)
-    return f'<div class="scroll"><table><tr>{titles}</tr>{"".join(kinds)}</table></div>'
+    lines = [f"<tr>{titles}</tr>"]
+    lines += [f"<tr>{''.join(map(cell, cells))}</tr>" for cells in rows]
+    if total:
+        lines.append(f'<tr class="total">{"".join(map(cell, total))}</tr>')
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'

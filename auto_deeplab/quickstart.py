@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(ROOT)
 
 from auto_deeplab import quickstart_page  # noqa: E402
+from official.errors import RunError  # noqa: E402
 from official.files import write_atomically  # noqa: E402
 from official.progress import duration  # noqa: E402
 
@@ -40,6 +42,9 @@ SECONDS = {
     "serve": 10,
 }
 """What each stage takes on two idle CPU cores, about."""
+
+HELD_OUT = "leftImg8bit/val/toyville"
+"""Where, below the scenes, those are that neither search nor training sees."""
 
 # What a server does with the SavedModel; nothing of this project is imported.
 ASK = """
@@ -113,10 +118,6 @@ def stages(out: Path) -> list[Stage]:
     ]
 
 
-HELD_OUT = "leftImg8bit/val/toyville"
-"""Where, below the scenes, those are that neither search nor training sees."""
-
-
 class Times:
     """What the stages took until they were first done, kept in a file over interruptions."""
 
@@ -140,7 +141,10 @@ def main() -> None:
     """Runs all stages in turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("build/quickstart"))
-    run(parser.parse_args().output_dir)
+    try:
+        run(parser.parse_args().output_dir)
+    except (RunError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def run(output_dir: Path, more: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -181,7 +185,7 @@ def run(output_dir: Path, more: Mapping[str, Sequence[str]] | None = None) -> No
         code, heard = carry_out(stage)
         answer = heard or answer
         times.add(stage.name, time.monotonic() - start, code == 0)
-        if code == 130:
+        if code in (130, -signal.SIGINT):
             sys.exit(130)  # it has said so itself
         if code != 0:
             sys.exit(f"error: the stage {stage.name!r} failed; its message stands above")

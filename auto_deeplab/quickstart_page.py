@@ -234,10 +234,7 @@ def _scenes(made: Path) -> list[str]:
 
 def _answer(made: Path, path: Path) -> str:
     """A scene, its true labels and the predicted ones."""
-    root = next(parent for parent in path.parents if parent.name == "val")
-    below = path.relative_to(root).with_suffix("").parts[1:]  # below the city that was predicted
-    answers = made / "predictions" / Path(*below)
-    labels = np.asarray(Image.open(f"{answers}_labels.png"))
+    labels = np.asarray(Image.open(made / "predictions" / f"{path.stem}_labels.png"))
     truth = _truth(path)
     counts = truth < len(CITYSCAPES_NAMES)
     right = np.mean(labels[counts] == truth[counts]) if counts.any() else 0.0

@@ -162,6 +162,19 @@ def beta_entropy(beta: Array) -> float:
     return float(np.mean(rows))
 
 
+def uniform_entropies(num_operations: int, num_layers: int) -> dict[str, float]:
+    """What both entropies are when nothing is decided, by the names that history.jsonl has."""
+    choices = [
+        len(search_space.legal_directions(layer, source))
+        for layer in range(1, num_layers + 1)
+        for source in search_space.levels_at(layer - 1)
+    ]
+    return {
+        "alpha_entropy": float(np.log(num_operations)),
+        "beta_entropy": float(np.mean(np.log(choices))),
+    }
+
+
 def count_skip_connects(cell: genotype.Cell) -> int:
     """How many of a cell's 2 B operations are skip-connections: many, when a search collapses."""
     return sum(name == search_space.SKIP_CONNECT for block in cell for _, name in block)

@@ -285,16 +285,21 @@ def _draw_wire(
         axes.plot([track], [height], "o", color=color, markersize=3.5)
 
 
-def history(rows: Sequence[Mapping[str, Any]], path: PathLike) -> None:
+def history(
+    rows: Sequence[Mapping[str, Any]], path: PathLike, uniform: Mapping[str, float] | None = None
+) -> None:
     """Draws the curves of a search or a training: losses, mIoU, entropies, learning rate.
 
-    What no row reports (a training has no entropies) gets no panel. A dashed line marks where
-    `phase` first changes: from there alpha and beta are learned too.
+    What no row reports (a training has no entropies) gets no panel. All axes start at 0, so that
+    heights compare as the numbers do. A dashed line marks where `phase` first changes: from there
+    alpha and beta are learned too.
 
     Args:
       rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
         missing, None or not finite is left out.
       path: the PNG file to write.
+      uniform: what an entropy is before anything is decided, by the row's key; see
+        decoding.uniform_entropies. Dotted lines show it.
     """
     clock = "epoch" if all(_finite(row.get("epoch")) for row in rows) else "step"
     rows = [row for row in rows if _finite(row.get(clock))]
@@ -304,9 +309,9 @@ def history(rows: Sequence[Mapping[str, Any]], path: PathLike) -> None:
         for title, curves in HISTORY_PANELS.items()
         if any(_finite(row.get(key)) for row in rows for key in curves)
     }
-    columns = min(2, max(1, len(panels)))
+    columns = max(1, len(panels) if len(panels) < 4 else 2)  # no place stays empty
     lines = -(-len(panels) // columns) or 1
-    figure = Figure(figsize=(5 * columns, 3.25 * lines), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 3.25 * lines), layout="constrained")
     if not panels:
         figure.text(0.5, 0.5, "nothing reported yet", color=GRAY, ha="center", va="center")
     for place, (title, curves) in enumerate(panels.items(), start=1):
@@ -318,10 +323,14 @@ def history(rows: Sequence[Mapping[str, Any]], path: PathLike) -> None:
             points = [(row[clock], row[key]) for row in rows if _finite(row.get(key))]
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", color=color, label=label, linewidth=1.5)
+            if points and key in (uniform or {}):
+                dots: dict[str, Any] = {"linestyle": ":", "color": color, "linewidth": 1.4}
+                axes.axhline((uniform or {})[key], label="the same, if uniform", **dots)
         if change is not None:
             label = "architecture phase starts"
             axes.axvline(change, color=GRAY, linestyle="--", linewidth=1.2, label=label)
         axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=PALE_GRAY, linewidth=0.6)
         if len(axes.get_lines()) > 1:

@@ -232,6 +232,11 @@ def batches(
         step += 1
 
 
+def passes(first_search_step: int, second_order: bool) -> Callable[[int], int]:
+    """How often a step goes forward and backward through the super-net, by the steps before it."""
+    return lambda step: 1 if step < first_search_step else 5 if second_order else 2
+
+
 def decoded(architecture: Architecture, meta: dict[str, Any]) -> tuple[Genotype, np.ndarray]:
     """The architecture that alpha and beta stand for now, and beta's probabilities [L, 4, 3]."""
     alpha, beta = (tensor.numpy() for tensor in architecture.probabilities())

@@ -29,12 +29,14 @@ from auto_deeplab import (
     confusion,
     cost,
     cost_table,
+    decoding,
     expected_cost,
     figures,
     flag_definitions,
     retrain,
     run_record,
     search,
+    summary,
 )
 from auto_deeplab import genotype as genotypes
 from auto_deeplab.architecture import Architecture
@@ -101,6 +103,7 @@ def main() -> None:
 
 def search_mode() -> None:
     """Searches: weights alone first, then weights and architecture in turn."""
+    began = time.monotonic()
     strategy, description = start(), read_data()
     halves = input_pipeline.split_halves(
         description.split(FLAGS.train_split).num_examples, FLAGS.seed
@@ -158,7 +161,7 @@ def search_mode() -> None:
 
     stream_a, stream_b = stream(0, 0), stream(1, first_search_step)
     report_every = FLAGS.eval_every or epoch_steps
-    run(
+    rows = run(
         "search",
         searching.steps,
         search.batches(stream_a, stream_b, start_step, first_search_step),
@@ -172,10 +175,23 @@ def search_mode() -> None:
         save_every=FLAGS.save_every or report_every,
         report_every=report_every,
         steps_per_loop=FLAGS.steps_per_loop,
+        passes=search.passes(first_search_step, FLAGS.second_order),
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
-        write_architecture(architecture, total_steps, description.name, FLAGS.seed)
+        say(
+            summary.of_search(
+                rows,
+                write_architecture(architecture, total_steps, description.name, FLAGS.seed),
+                seconds=time.monotonic() - began,
+                learning_rate=FLAGS.arch_learning_rate,
+                updates=total_steps - first_search_step,
+                model_dir=FLAGS.model_dir,
+                data_dir=FLAGS.data_dir,
+                crop_size=FLAGS.crop_size,
+                resize_factor=description.options.get("resize_factor", 1.0),
+            )
+        )
 
 
 def decode_mode() -> None:
@@ -189,6 +205,7 @@ def decode_mode() -> None:
 
 def train_mode() -> None:
     """Trains the network of a genotype."""
+    began = time.monotonic()
     strategy, description = start(), read_data()
     num_records = description.split(FLAGS.train_split).num_examples
     check_training_data(description, strategy, num_records)
@@ -241,6 +258,8 @@ def train_mode() -> None:
     if distribution.is_chief(strategy):
         figures.history(rows, run_record.figure(FLAGS.model_dir, "history"))
         say(f"trained: {store.latest()}")
+        places = {"model_dir": FLAGS.model_dir, "data_dir": FLAGS.data_dir}
+        say(summary.of_training(rows, seconds=time.monotonic() - began, **places))
 
 
 def eval_mode() -> None:
@@ -692,8 +711,8 @@ def start_from_init_checkpoint(network: Network, description: Description) -> No
         say(f"{flag}: {other}: decoder/logits starts anew")
 
 
-def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> None:
-    """Writes genotype.json and the figures of what alpha and beta stand for."""
+def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> Genotype:
+    """Writes genotype.json and the figures of what alpha and beta stand for; returns the first."""
     meta = {"dataset": dataset, "seed": seed, "step": step}
     genotype, beta = search.decoded(architecture, meta)
     directory = FLAGS.model_dir
@@ -702,9 +721,11 @@ def write_architecture(architecture: Architecture, step: int, dataset: str, seed
     figures.cell(genotype, run_record.figure(directory, "cell"))
     rows = read_history(directory)
     if rows:
-        figures.history(rows, run_record.figure(directory, "history"))
+        uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
+        figures.history(rows, run_record.figure(directory, "history"), uniform)
     say(genotype.describe())
     say(f"decoded at step {step}: {directory}/{run_record.GENOTYPE}, pictures in figures/")
+    return genotype
 
 
 # Genotypes and networks.

@@ -1,5 +1,10 @@
-"""Makes the pictures of README.md and docs/: python docs/draw.py"""
+"""Makes the pictures of README.md and docs/.
 
+python docs/draw.py                               all but README's first
+python docs/draw.py --quickstart=build/quickstart README's first, of what `make quickstart` made
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
@@ -7,11 +12,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from PIL import Image, ImageDraw
 
 from auto_deeplab import figures, genotype
+from official.datasets import CITYSCAPES_PALETTE
+from official.drawing import draw_overlay, font
 
 HERE = Path(__file__).resolve().parent
 INK, BLUE, GREEN, GRAY = "#1f2933", "#1b6ca8", "#2e7d4f", "#7b8794"
@@ -42,6 +51,7 @@ ROADS = (
     ("presets", "network", "", (0.0, 0.0)),
 )
 WIDTH, HEIGHT = 2.2, 0.8
+PICTURE = (640, 320)  # pixels of one of the quickstart's pictures
 
 
 def draw_road() -> Figure:
@@ -85,8 +95,46 @@ def label(axes: Axes, x: float, y: float, text: str) -> None:
     axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=BLUE, weight="bold")
 
 
+def draw_quickstart(made: Path) -> Image.Image:
+    """A street and what the network says of it, above the path and the cell that were found.
+
+    Args:
+        made: the quickstart's --output_dir.
+    """
+    scene = min((made / "scenes" / "leftImg8bit" / "val" / "toyville").glob("*.png"))
+    found = made / "search" / "figures"
+    street = Image.open(scene).convert("RGB").resize(PICTURE)
+    labels = Image.open(made / "predictions" / f"{scene.stem}_labels.png")
+    labels = np.asarray(labels.resize(PICTURE, Image.Resampling.NEAREST))
+    overlay = draw_overlay(np.asarray(street), labels, np.array(CITYSCAPES_PALETTE, np.uint8))
+    pictures = (
+        ("a street that the network has never seen", street),
+        ("the labels that it predicts", Image.fromarray(overlay)),
+        ("the path of resolutions that was found", Image.open(found / "network.png")),
+        ("the cell that was found", Image.open(found / "cell.png")),
+    )
+    (width, height), caption, gap = PICTURE, 34, 20
+    sheet = Image.new("RGB", (2 * width + gap, 2 * (height + caption) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (text, picture) in enumerate(pictures):
+        left, top = number % 2 * (width + gap), number // 2 * (height + caption + gap)
+        shown = picture.convert("RGB")
+        shown.thumbnail(PICTURE, Image.Resampling.LANCZOS)
+        place = left + (width - shown.width) // 2, top + (height - shown.height) // 2
+        sheet.paste(shown, place)
+        middle = (left + width // 2, top + height + caption // 2)
+        draw.text(middle, text, font=font(18), fill=INK, anchor="mm")
+    return sheet.quantize(256)
+
+
 def main() -> None:
     """Draws all of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quickstart", type=Path, help="a run of make quickstart")
+    made = parser.parse_args().quickstart
+    if made is not None:
+        draw_quickstart(made).save(HERE / "quickstart.png", optimize=True)
+        return
     matplotlib.rcParams["svg.hashsalt"] = "road"  # the same file every time
     draw_road().savefig(HERE / "road.svg", facecolor="white", metadata={"Date": None})
     for name in genotype.PRESET_PATHS:

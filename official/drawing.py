@@ -1,6 +1,7 @@
 """Pictures of label maps: colours over an image, legends, and marks for what has no class."""
 
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,10 +13,13 @@ Palette = Sequence[Sequence[int]]
 
 SWATCH = (28, 44)  # height and width of a colour in a legend
 LEGEND_ROW = 36  # height of a line in a legend
+MEAN = 0.35  # of a picture's values in 0..1: darker ones are brightened under an overlay
 
 
 def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Classes' colours over the picture, with a light line where two classes meet.
+
+    A dark picture is brightened first: of a night, nothing would be left below the colours.
 
     Args:
       image: uint8 [H, W, 3].
@@ -27,6 +31,7 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
       uint8 [H, W, 3].
     """
     void = labels >= len(palette)
+    image = brightened(image)
     blend = 0.5 * image + 0.5 * palette[np.where(void, 0, labels)]
     if void.any():
         striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * stripes(labels.shape)
@@ -37,6 +42,25 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
     border[width:] |= labels[width:] != labels[:-width]
     blend[border] = 0.25 * blend[border] + 0.75 * 255
     return blend.round().astype(np.uint8)
+
+
+def brightened(image: np.ndarray) -> np.ndarray:
+    """A picture whose values are MEAN on average, or more if they were: float64, in 0..255.
+
+    First all are multiplied, until one in a hundred is white; if that is not enough, a power of
+    them lifts the dark ones most. Either keeps the order of the values.
+
+    Args:
+      image: uint8 [H, W, 3].
+    """
+    values = image / 255
+    if not 0 < values.mean() < MEAN:
+        return 255 * values
+    gain = min(MEAN / values.mean(), 1 / max(np.percentile(values, 99), 1 / 255))
+    values = np.minimum(gain * values, 1)
+    # The mean of a power is not the power of the mean: near enough for eyes.
+    power = min(1, math.log(MEAN) / math.log(values.mean()))
+    return 255 * values**power
 
 
 def stripes(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The outer loop: it owns steps, progress, reports, saving and stopping; callers own the steps."""
 
-import functools
+import contextlib
 import itertools
 import json
 import math
@@ -19,6 +19,8 @@ from official.progress import Progress
 from official.training_step import Losses
 
 Row = dict[str, Any]
+
+BUILDING = "building the graph, which takes half a minute or more"
 
 
 class _History:
@@ -95,6 +97,15 @@ class _Measured:
     def __init__(self) -> None:
         self.losses: list[Losses] = []
         self.waited, self._since = 0.0, time.monotonic()
+        self._apart, self._apart_steps = 0.0, 0
+
+    @contextlib.contextmanager
+    def apart(self, steps: int) -> Iterator[None]:
+        """Steps that tell nothing of the others' rate."""
+        before = time.monotonic()
+        yield
+        self._apart += time.monotonic() - before
+        self._apart_steps += steps
 
     def means(self, batch_size: int) -> dict[str, float]:
         """Mean of every loss, images_per_s and wait_share."""
@@ -103,9 +114,12 @@ class _Measured:
             name: [float(step[name]) for step in self.losses if name in step] for name in names
         }
         elapsed = time.monotonic() - self._since
+        steps, seconds = len(self.losses) - self._apart_steps, elapsed - self._apart
+        if not steps:  # all of them were the first of their kind
+            steps, seconds = len(self.losses), elapsed
         return {
             **{name: sum(some) / len(some) for name, some in values.items()},
-            "images_per_s": batch_size * len(self.losses) / elapsed,
+            "images_per_s": batch_size * steps / seconds,
             "wait_share": self.waited / elapsed,
         }
 
@@ -125,6 +139,7 @@ def run(
     save_every: int,
     report_every: int,
     steps_per_loop: int = 1,
+    passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
@@ -139,14 +154,17 @@ def run(
         batches: of tuples, from that of `start_step` on.
         report: is given the number of steps made, every `report_every` and at the end. What it
             returns becomes a row of history.jsonl, together with step, epoch, and since the last
-            report the mean of each loss, images_per_s, and wait_share, the part 0..1 of the time
-            that steps waited for data. "val_miou" is shown.
+            report the mean of each loss, images_per_s (without the steps for which a graph was
+            built), and wait_share, the part 0..1 of the time that steps waited for data.
+            "val_miou" is shown.
         model_dir: where history.jsonl and summaries are.
         epoch_steps: steps in an epoch, for the reports.
         batch_size: images a step, for the rate.
         save: is given the number of steps made, every `save_every` and at the end; never after a
             loss that was not finite.
         steps_per_loop: so many steps are made in one call; fewer where a save or a report is due.
+        passes: is given the number of steps made before a step; how often the step goes through
+            the network, for the time left.
         writes: False on all workers but the chief.
 
     Returns:
@@ -164,57 +182,87 @@ def run(
         return min(steps_per_loop, total_steps - done, *until)
 
     def make_report(means: dict[str, float]) -> str:
-        row = {"step": done, "epoch": done / epoch_steps, **means, **report(done)}
+        with progress.pause():
+            row = {"step": done, "epoch": done / epoch_steps, **means, **report(done)}
         history.append(row)
         return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
+
+    def note() -> str:
+        return _note(last, said)
 
     def check_finite() -> None:
         while unchecked:
             _check_finite(*unchecked.pop(0), name)
 
-    done, said = start_step, ""
+    def first_of_its_kind(arguments: list[tuple[Any, ...]]) -> bool:
+        """Whether a graph has to be made for this call: its steps take more, or fewer, batches."""
+        kinds = {len(own) for own in arguments} - known
+        known.update(kinds)
+        return bool(kinds)
+
+    done, last, said = start_step, Losses(), ""
+    known: set[int] = set()
     unchecked: list[tuple[int, Losses]] = []
     history = _History(model_dir, start_step, writes)
     _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
+    progress = Progress(
+        name,
+        total_steps,
+        start=done,
+        unit="steps",
+        work=sum(map(passes, range(done, total_steps))),
+        pauses=math.ceil(total_steps / report_every) - done // report_every,
+        keep=True,
+    )
     measured = _Measured()
-    with _Interrupts() as interrupts, Progress(name, total_steps - done, unit="steps") as progress:
-        try:
-            # Until the first step is done, which can take minutes, there is nothing to save.
-            interrupts.at_once = True
-            if start_step and is_due(report_every) and not history.has(start_step):
-                said = make_report({})
-            while done < total_steps and interrupts.received is None:
-                before = time.monotonic()
-                arguments = list(itertools.islice(batches, steps_to_go()))
-                measured.waited += time.monotonic() - before
-                made = steps(*arguments)
-                interrupts.at_once = False
-                measured.losses.extend(made)
-                check_finite()  # The call before: this one may still be running.
-                unchecked.extend(enumerate(made, done + 1))
-                done += len(made)
-                progress.advance(len(made), functools.partial(_note, made[-1], said))
+    with _Interrupts() as interrupts:
+        with progress:
+            try:
+                # Until the first step is done, which can take minutes, there is nothing to save.
+                interrupts.at_once = True
+                if start_step and is_due(report_every) and not history.has(start_step):
+                    said = make_report({})
+                while done < total_steps and interrupts.received is None:
+                    before = time.monotonic()
+                    arguments = list(itertools.islice(batches, steps_to_go()))
+                    measured.waited += time.monotonic() - before
+                    with contextlib.ExitStack() as stack:
+                        if first_of_its_kind(arguments):
+                            stack.enter_context(progress.apart(BUILDING))
+                            stack.enter_context(measured.apart(len(arguments)))
+                        made = steps(*arguments)
+                        interrupts.at_once = False
+                        work = sum(map(passes, range(done, done + len(made))))
+                        done, last = done + len(made), made[-1]
+                        progress.advance(len(made), note, work=work)
+                    measured.losses.extend(made)
+                    check_finite()  # The call before: this one may still be running.
+                    unchecked.extend(enumerate(made, done + 1 - len(made)))
 
-                if interrupts.received is not None or is_due(save_every) or is_due(report_every):
-                    check_finite()
-                if interrupts.received is not None or is_due(save_every):
+                    if (
+                        interrupts.received is not None
+                        or is_due(save_every)
+                        or is_due(report_every)
+                    ):
+                        check_finite()
+                    if interrupts.received is not None or is_due(save_every):
+                        save(done)
+                    if interrupts.received is None and is_due(report_every):
+                        means = measured.means(batch_size)
+                        interrupts.at_once = True
+                        said = make_report(means)
+                        interrupts.at_once = False
+                        measured = _Measured()
+            except KeyboardInterrupt:
+                if done > start_step:
                     save(done)
-                if interrupts.received is None and is_due(report_every):
-                    means = measured.means(batch_size)
-                    interrupts.at_once = True
-                    said = make_report(means)
-                    interrupts.at_once = False
-                    measured = _Measured()
-        except KeyboardInterrupt:
-            if done > start_step:
-                save(done)
-        except _NotFiniteError:
-            raise
-        except RunError:  # bad data: the steps made are good and need not be made again
-            check_finite()
-            if done > start_step:
-                save(done)
-            raise
+            except _NotFiniteError:
+                raise
+            except RunError:  # bad data: the steps made are good and need not be made again
+                check_finite()
+                if done > start_step:
+                    save(done)
+                raise
         if interrupts.received is not None:
             saved = f"stopped and saved at step {done}" if done else "stopped before the first step"
             _say(f"{saved}: the same command goes on from there")

@@ -5,15 +5,19 @@ value that the flagfile or the default gives it.
 """
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab import genotype
+from auto_deeplab import genotype, quickstart, quickstart_page
+from official.datasets import CITYSCAPES_PALETTE
 from official.records import read_description
-from tests.command import CONFIGS, TINY_NETWORK, TINY_SEARCH, train_here, train_there
+from tests.command import CONFIGS, ROOT, TINY_NETWORK, TINY_SEARCH, train_here, train_there
+from tests.pages import check_page, pictures
 from tfrecords_tools.check import check
 from tfrecords_tools.convert import convert
 from tfrecords_tools.toy_scenes import write_dataset
@@ -75,7 +79,9 @@ def check_words(stderr, mode):
     lines = stderr.splitlines()
     assert lines[0] == f"{mode} on CPU:0"
     assert "path: 2 layers at strides" in stderr and "  block 1 = " in stderr
+    assert f"\n{mode}: done in " in stderr and "\nval mIoU" in stderr and "\nnext, " in stderr
     ours = (mode, "evaluate: ", "path: ", "cell:", "  block ", "decoded at step ", "trained: ")
+    ours += ("val mIoU", "alpha: ", "beta: ", "warning: the cell", "next, ", "(half ")
     assert [line for line in lines if not line.startswith(ours)] == []
 
 
@@ -239,3 +245,81 @@ def test_profile_prints_a_table_and_json(train_dir):
     assert list(cost["parts"]) == ["stem", "cell_0", "cell_1", "aspp", "decoder"]
     for key in ("params_millions", "multi_adds_billions"):
         assert cost[key] == pytest.approx(sum(part[key] for part in cost["parts"].values()))
+
+
+@pytest.fixture(scope="module")
+def quick_dir(road, search_dir, train_dir):
+    """What `make quickstart` leaves, made of this road."""
+    quick = road / "quick <&> start"
+    quick.mkdir()
+    for name in ("scenes", "search", "train"):
+        (quick / name).symlink_to(road / name)
+    check(read_description(str(road / "data")), figure=str(quick / "classes.png"))
+    scenes = f"--input={road / 'scenes' / quickstart.HELD_OUT}"
+    for flags in (
+        ("--mode=eval", f"--data_dir={road / 'data'}"),
+        ("--mode=predict", scenes, f"--output_dir={quick / 'predictions'}"),
+    ):
+        done = train_here(*flags, f"--model_dir={train_dir}")
+        assert done.code == 0, done.stderr
+    return quick
+
+
+def test_the_quickstart_ends_with_a_page(quick_dir):
+    commands = {stage.name: stage.shown for stage in quickstart.stages(quick_dir)}
+    seconds = {"search": 65.0, "evaluate": 100.0}
+    written = quickstart_page.write(quick_dir, quick_dir, commands, seconds, "answer: <uint8>")
+    root = check_page(quick_dir / "index.html")
+    assert written == quick_dir / "index.html"
+
+    # Scenes and labels; curves, path and cell; predictions beside the truth.
+    found = pictures(root)
+    assert len(found["a street scene"]) == len(found["its labels"]) == 3
+    assert len(found["scene"]) == len(found["true labels"]) == len(found["predicted labels"]) == 2
+    for name in (
+        *("a bar chart of the classes", "the path through the resolutions", "the cell as a graph"),
+        *("curves of the search", "curves of the training"),
+    ):
+        assert len(found[name]) == 1
+
+    # A row for each class that there is, the times, and each command as it can be typed.
+    metrics = json.loads((quick_dir / "train" / "metrics.json").read_text())
+    cells = ["".join(cell.itertext()) for cell in root.findall(".//td")]
+    for name, iou in zip(metrics["class_names"], metrics["per_class_iou"], strict=True):
+        assert (name in cells) == (iou is not None)
+        assert iou is None or f"{iou:.1%}" in cells
+    assert {"search", "1 min 5 s", "all", "2 min 45 s"} <= set(cells)
+    blocks = "\n".join("".join(block.itertext()) for block in root.findall(".//pre"))
+    typed = blocks.replace("\\\n", "").splitlines()
+    typed = [shlex.split(line) for line in typed if line.startswith("python ")]
+    for name in commands.keys() - {"serve"}:
+        assert shlex.split(commands[name]) in typed, name
+    assert "answer: <uint8>" in blocks and "auto_deeplab.load(" in blocks
+
+
+def test_colours_on_the_page_are_those_of_the_labels(quick_dir):
+    path = min((quick_dir / "scenes" / quickstart.HELD_OUT).glob("*.png"))
+    truth = quickstart_page._truth(path)
+    assert set(np.unique(truth)) <= {*range(19), 255} and len(np.unique(truth)) > 3
+    commands = {stage.name: stage.shown for stage in quickstart.stages(quick_dir)}
+    quickstart_page.write(quick_dir, quick_dir, commands, {}, "")
+    shown = pictures(check_page(quick_dir / "index.html"))["true labels"][0].convert("RGB")
+    scale = shown.width // truth.shape[1]
+    colors = np.array([*CITYSCAPES_PALETTE, *[quickstart_page.VOID] * 237])
+    np.testing.assert_array_equal(np.asarray(shown)[::scale, ::scale], colors[truth])
+
+
+def test_six_lines_of_readme(quick_dir, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    statements = [line for line in code.splitlines() if line and "import" not in line]
+    assert len(statements) == 6
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "quickstart").symlink_to(quick_dir)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    scene = min((quick_dir / "scenes" / quickstart.HELD_OUT).glob("*.png"))
+    predicted = quick_dir / "predictions" / f"{scene.stem}_overlay.png"
+    answer, expected = (
+        np.asarray(Image.open(path)).astype(int) for path in ("overlay.png", predicted)
+    )
+    assert np.mean(np.abs(answer - expected) <= 1) > 0.999  # but for ties in the last bit

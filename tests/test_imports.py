@@ -44,7 +44,7 @@ def test_no_import_points_upward(path):
 
 
 def test_pure_parts_need_no_tensorflow():
-    for name in ("search_space", "genotype", "decoding", "figures", "tf1_names"):
+    for name in ("search_space", "genotype", "decoding", "figures", "tf1_names", "page"):
         packages = imported_packages((ROOT / "auto_deeplab" / f"{name}.py").read_text())
         assert not packages & {"tensorflow", "keras"}, name
 

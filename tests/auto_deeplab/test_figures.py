@@ -194,6 +194,29 @@ def test_history_draws_what_was_reported(drawn):
     assert miou.get_lines()[0].get_xydata().tolist() == [[1, 0.1]]
 
 
+def test_axes_start_at_zero_and_entropies_have_a_line_at_uniform(drawn):
+    rows = [
+        {**row, "alpha_entropy": 2.0, "beta_entropy": 0.8, "learning_rate": 0.1} for row in ROWS
+    ]
+    uniform = decoding.uniform_entropies(num_operations=8, num_layers=2)
+    # Of two layers, node 1 of the first and nodes 1, 2 of the second: 2; 2 and 3 ways out.
+    assert uniform["beta_entropy"] == pytest.approx((2 * math.log(2) + math.log(3)) / 3)
+    figures.history(rows, "unused.png", uniform)
+    assert [axes.get_ylim()[0] for axes in drawn[0].axes] == [0] * 4
+    (entropies,) = [axes for axes in drawn[0].axes if "entropy" in axes.get_title()]
+    levels = [
+        set(line.get_ydata()) for line in entropies.get_lines() if line.get_linestyle() == ":"
+    ]
+    assert levels == [{math.log(8)}, {uniform["beta_entropy"]}]
+
+
+def test_history_has_no_empty_place(drawn):
+    rows = [{**row, "learning_rate": 0.1} for row in ROWS]
+    figures.history(rows, "unused.png")
+    axes = drawn[0].axes
+    assert len(axes) == 3 and len({round(one.get_position().y0, 3) for one in axes}) == 1
+
+
 def test_history_falls_back_to_steps(drawn):
     figures.history([{**row, "epoch": None} for row in ROWS], "unused.png")
     axes = drawn[0].axes[0]

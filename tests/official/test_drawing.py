@@ -6,7 +6,9 @@ from PIL import Image
 
 from official.drawing import (
     LEGEND_ROW,
+    MEAN,
     SWATCH,
+    brightened,
     checkerboard,
     draw_legend,
     draw_overlay,
@@ -28,12 +30,44 @@ def test_overlay_is_half_colour_and_light_borders():
     assert (overlay == overlay[:1]).all()
 
 
+def picture(low, high):
+    """A ramp from low to high, uint8 [64, 64, 3]."""
+    return np.linspace(low, high, 64).round().astype(np.uint8).repeat(192).reshape(64, 64, 3)
+
+
+def test_a_dark_picture_keeps_what_it_shows_under_an_overlay():
+    light = picture(20, 160)  # MEAN on average
+    labels = np.zeros((64, 64), int)
+    shown = [
+        draw_overlay(image, labels, np.array(PALETTE, np.uint8)) for image in (light, light // 4)
+    ]
+    # A quarter of the light gives the same picture again, but for the 3 levels lost by rounding.
+    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 3
+    assert np.ptp(shown[1][..., 0]) > 60  # half of 140; unlit it would be an eighth
+
+
+@pytest.mark.parametrize("lamp", [0, 255])
+def test_brightening_keeps_order_and_range(lamp):
+    dark = picture(0, 30)
+    dark[:2] = lamp  # 3 % of the pixels: no factor can help now
+    lighter = brightened(dark)
+    assert 0.85 * MEAN < lighter.mean() / 255 < 1.15 * MEAN
+    assert lighter.min() >= 0 and lighter.max() <= 255
+    order = np.argsort(dark, axis=None, kind="stable")
+    assert (np.diff(lighter.ravel()[order]) >= 0).all()
+
+
+def test_light_and_black_pictures_stay_as_they_are():
+    for image in (picture(80, 120), np.zeros((4, 4, 3), np.uint8)):
+        np.testing.assert_array_equal(brightened(image).round(), image)
+
+
 def test_void_is_dark_grey_with_stripes():
-    image = np.full((20, 20, 3), (30, 60, 90), np.uint8)
+    image = np.full((20, 20, 3), (60, 120, 180), np.uint8)
     overlay = draw_overlay(image, np.full((20, 20), 3), np.array(PALETTE, np.uint8))
-    # 0.35 of the mean, 60, and 150 more on the diagonals: two pixels in ten.
+    # 0.35 of the mean, 120, and 150 more on the diagonals: two pixels in ten.
     values, counts = np.unique(overlay, return_counts=True)
-    assert values.tolist() == [21, 171] and counts.tolist() == [3 * 320, 3 * 80]
+    assert values.tolist() == [42, 192] and counts.tolist() == [3 * 320, 3 * 80]
     assert (overlay == overlay[..., :1]).all()
 
 

@@ -1,5 +1,6 @@
 import json
 import signal
+import time
 
 import pytest
 import tensorflow as tf
@@ -41,7 +42,7 @@ class Run:
         if step not in self.saved:
             self.saved.append(step)
 
-    def run(self, start=0, total=10, save_every=3, report_every=4, steps_per_loop=1):
+    def run(self, start=0, total=10, save_every=3, report_every=4, steps_per_loop=1, **more):
         return training_loop.run(
             "search",
             self.steps,
@@ -56,6 +57,7 @@ class Run:
             save_every=save_every,
             report_every=report_every,
             steps_per_loop=steps_per_loop,
+            **more,
         )
 
     def interrupted(self, **options):
@@ -90,6 +92,47 @@ def test_saves_and_reports_when_due_and_at_the_end(run):
         assert row["val_miou"] == 0.5 and row["path"] == [0, 1]
         assert row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1
     assert list((run.model_dir / "summaries").iterdir())
+
+
+def test_says_when_a_graph_is_built_and_how_it_ended(run, capsys):
+    batches = run.batches(0)
+    run.batches = lambda start: (next(batches) * (1 if n < 5 else 2) for n in range(start, 10))
+    step = run.step
+    run.step = lambda number, *_: step(number)
+    run.run(total=10)
+    lines = capsys.readouterr().err.splitlines()
+    # The first step, and the first that is given two batches.
+    assert [line for line in lines[1:-1] if "left" not in line] == [
+        f"search: {training_loop.BUILDING}"
+    ] * 2
+    assert lines[-1].startswith("search: 10 of 10 steps in 0 s")
+    assert lines[-1].endswith(", loss_w 10.0000, val mIoU 0.500")
+
+
+def test_time_left_knows_passes_and_reports(run, monkeypatch):
+    made = {}
+
+    class Noted(training_loop.Progress):
+        def __init__(self, *arguments, **options):
+            made.update(options)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(training_loop, "Progress", Noted)
+    run.run(start=2, passes=lambda step: 1 if step < 6 else 3)
+    # Steps 2..5 and 6..9; reports at 4, 8 and 10.
+    assert (made["work"], made["pauses"]) == (4 + 3 * 4, 3)
+
+
+def test_the_rate_is_that_of_steps_whose_graph_was_there(run):
+    run.at["step", 1] = lambda: time.sleep(0.5)
+    for number in (2, 3, 4):
+        run.at["step", number] = lambda: time.sleep(0.01)
+    rows = run.run(total=4)
+    # 8 images in 10 ms; with the first step it would be 4 * 8 images in 0.53 s, 60 a second.
+    assert 150 < rows[0]["images_per_s"] < 850
+    run.at["step", 5] = lambda: time.sleep(0.5)
+    rows = run.run(start=4, total=5)  # nothing else is known
+    assert rows[1]["images_per_s"] < 17
 
 
 def test_several_steps_a_call_end_where_something_is_due(run):

@@ -62,3 +62,6 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.close()
+        if isinstance(error, Exception):  # for the line that tells of it: errors.run_app
+            total = "" if self._total is None else f" of {self._total}"
+            error.add_note(f"{self._name}: {self._done}{total} {self._unit}")

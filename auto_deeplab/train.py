@@ -80,6 +80,9 @@ from official.training_loop import Row, read_history, run
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(flag_definitions)
 
+DEVICES = ("precision", "distribution_strategy", "deterministic")
+"""What `start` sets."""
+
 MEMORY_REMEDY = dict.fromkeys(NEEDED, "the images are too large for this device") | dict.fromkeys(
     ("search", "train"),
     "give a smaller --batch_size or --crop_size (evaluation takes whole images, whatever the crop)",
@@ -383,6 +386,11 @@ def profile_mode() -> None:
     """
     if FLAGS.cost_table:
         return write_cost_table()
+    for name in ("cost_metric", "operations", "num_layers", "num_blocks", *DEVICES):
+        if FLAGS[name].present:
+            raise UsageError(
+                f"--{name} says how --cost_table is measured, which is not given: give that too"
+            )
     if FLAGS.model_dir:
         record, genotype = trained_record(), run_record.read_genotype(FLAGS.model_dir)
         check_network_flags(record, genotype)

@@ -97,7 +97,8 @@ def errors_in_one_line() -> Iterator[None]:
     """Within it, an exception becomes one line on stderr and SystemExit."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except (flags.Error, UsageError) as error:
         raise SystemExit(_say(error, str(error).removeprefix("ERROR:: "), 2)) from None
     except RunError as error:

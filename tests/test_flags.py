@@ -174,6 +174,14 @@ def test_nothing_is_started_with_a_flag_of_another_mode(tmp_path, arguments):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "flag", ["--operations=sep_conv_3x3", "--cost_metric=latency", "--precision=bfloat16"]
+)
+def test_profile_refuses_what_is_for_a_cost_table_alone(flag):
+    done = train_here("--mode=profile", "--genotype=published", flag)
+    assert done.code == 2 and f"{flag.split('=')[0]} says how --cost_table is" in done.error
+
+
 def test_a_foreign_flag_in_a_flagfile_is_told_with_its_file():
     file = CONFIGS / "train_small.cfg"
     done = train_here("--mode=eval", f"--flagfile={file}")

@@ -57,6 +57,8 @@ def described(flag: flags.Flag, default: str | None = None, more: str = "") -> s
     meaning = flag.help or ""
     if _choices(flag):  # absl puts them before the words
         meaning = meaning.removeprefix(f"<{'|'.join(_choices(flag))}>: ")
+    meaning = " ".join(meaning.split())
+    meaning = meaning[:1].upper() + meaning[1:] + ("" if meaning.endswith(".") else ".")
     if default is None and flag.default is not None:
         default = value_text(flag.default)
     if default is not None:

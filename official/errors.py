@@ -104,7 +104,6 @@ def errors_in_one_line() -> Iterator[None]:
     except RunError as error:
         raise SystemExit(_say(error, str(error), 1)) from None
     except BrokenPipeError:  # of `... | head`: whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's end would complain again
         raise SystemExit(1) from None
     except OSError as error:  # a full disk, a file that may not be read, ...
         what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -205,3 +205,9 @@ def test_a_reader_that_has_seen_enough():
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_the_quickstart_ends_so_too(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = command("auto_deeplab/quickstart.py", f"--output_dir={tmp_path / 'file'}")
+    assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'file'}: File exists\n")

@@ -171,7 +171,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
     if name in PRESET_PATHS:
         return Genotype(PRESET_PATHS[name], (PUBLISHED_CELL,), meta={"preset": name})
     try:
-        return Genotype.from_json(Path(name).read_text(encoding="utf-8"))
+        return Genotype.from_json(Path(name).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         presets = ", ".join(PRESET_PATHS)
         raise ValueError(

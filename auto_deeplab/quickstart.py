@@ -237,4 +237,8 @@ def finish(out: Path, road: Sequence[Stage], seconds: Mapping[str, float], answe
 
 
 if __name__ == "__main__":
-    main()
+    sys.path[0] = str(ROOT)  # Python puts this file's folder first
+    from official.errors import errors_in_one_line
+
+    with errors_in_one_line():
+        main()

@@ -141,6 +141,16 @@ class Retrain:
         return loss
 
 
+def find_weights(path: str) -> str:
+    """The path prefix of the checkpoint that `initialize` would read.
+
+    Raises:
+        RunError: there is none.
+    """
+    inside = os.path.join(path, "checkpoints")
+    return checkpoints.find(inside if os.path.isdir(inside) else path)
+
+
 def initialize(network: Network, path: str, class_names: Sequence[str]) -> str | None:
     """Gives a network the weights of another training, averaged ones where it has them.
 
@@ -158,8 +168,7 @@ def initialize(network: Network, path: str, class_names: Sequence[str]) -> str |
         RunError: there is no such checkpoint, or it is not of this very network. No variable has
             been changed then.
     """
-    inside = os.path.join(path, "checkpoints")
-    prefix = checkpoints.find(inside if os.path.isdir(inside) else path)
+    prefix = find_weights(path)
     check_genotype(network.genotype, prefix)
     group = "average" if checkpoints.shapes(prefix, "average") else "weights"
     shapes = checkpoints.shapes(prefix, group)
@@ -179,5 +188,9 @@ def initialize(network: Network, path: str, class_names: Sequence[str]) -> str |
         other = next(pair for pair in zip(names, class_names, strict=True) if pair[0] != pair[1])
         difference = f"other classes there ({other[0]}, here {other[1]})"
     untouched = last.variables if difference else []
-    checkpoints.restore(prefix, {group: network.variables}, untouched=untouched)
+    try:
+        checkpoints.restore(prefix, {group: network.variables}, untouched=untouched)
+    except RunError as error:
+        widths = " ".join(f"--{name}" for name in run_record.NETWORK_SHAPE)
+        raise RunError(f"{error}; the widths must be its own ({widths})") from None
     return difference

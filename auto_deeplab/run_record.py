@@ -2,7 +2,7 @@
 
 run.json: the mode, everything that makes two runs different runs, the data's classes and colours.
 genotype.json: what a search found, or what a network was built from.
-flags.cfg: all flags, as a flagfile.
+flags.cfg: the mode's flags, as a flagfile.
 """
 
 import json
@@ -17,6 +17,7 @@ from official.files import make_directory, write_atomically
 
 FILE = "run.json"
 GENOTYPE = "genotype.json"
+FLAGS_FILE = "flags.cfg"
 
 NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
 NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
@@ -32,6 +33,14 @@ that is older than the key, or an imported network, has none."""
 Record = dict[str, Any]
 
 
+class OtherRunError(UsageError):
+    """model_dir holds another run: `flag` is `value` now, and was `recorded` there."""
+
+    def __init__(self, message: str, flag: str, value: Any, recorded: Any) -> None:
+        super().__init__(message)
+        self.flag, self.value, self.recorded = flag, value, recorded
+
+
 def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None:
     """Checks that model_dir is free, or holds this very run. Writes nothing.
 
@@ -42,8 +51,8 @@ def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None
         defaults: as in `compare`.
 
     Raises:
-        UsageError: it holds an imported network, or another run; the first flag that differs is
-            named with both values.
+        UsageError: it holds an imported network, or a run of another mode.
+        OtherRunError: it holds another run; the first flag that differs is named with both values.
     """
     if os.path.exists(os.path.join(model_dir, FILE)):
         record = _read(model_dir)
@@ -83,8 +92,8 @@ def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
 
     Args:
         model_dir: exists.
-        flags: absl flags; those without a value are left out, and --checkpoint, which says where
-            one process started.
+        flags: absl flags, the mode's; those without a value are left out, and --checkpoint, which
+            says where one process started.
     """
     paths = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
     lines = []
@@ -93,7 +102,7 @@ def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
             lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
         elif flag.value is not None and flag.name != "checkpoint":
             lines.append(flag.serialize())
-    write_atomically(os.path.join(model_dir, "flags.cfg"), "\n".join(lines) + "\n")
+    write_atomically(os.path.join(model_dir, FLAGS_FILE), "\n".join(lines) + "\n")
 
 
 def figure(model_dir: str, name: str) -> str:
@@ -123,7 +132,7 @@ def read(model_dir: str, mode: str) -> Record:
 
 
 def compare(record: Record, identity: Record, model_dir: str, defaults: Record) -> None:
-    """Raises UsageError if a value of `identity` differs from the recorded one.
+    """Raises OtherRunError if a value of `identity` differs from the recorded one.
 
     Args:
         record: what `read` returned.
@@ -133,13 +142,14 @@ def compare(record: Record, identity: Record, model_dir: str, defaults: Record) 
     """
     recorded = defaults | record["identity"]
     for flag, value in json.loads(json.dumps(identity)).items():
-        if recorded.get(flag) != value:
+        if (before := recorded.get(flag)) != value:
             remedy = "give the same value, or another directory"
             if not os.path.isdir(_checkpoints(model_dir)):
                 remedy += ", or remove this one: it holds no checkpoint yet"
-            raise UsageError(
-                f"--{flag} is {short(value)}, but {short(recorded.get(flag))} in the run that "
-                f"--model_dir={model_dir} holds: {remedy}"
+            raise OtherRunError(
+                f"--{flag} is {short(value)}, but {short(before)} in the run that "
+                f"--model_dir={model_dir} holds: {remedy}",
+                *(flag, value, before),
             )
 
 
@@ -155,13 +165,20 @@ def read_genotype(model_dir: str) -> Genotype:
         raise RunError(f"{error}: restore it, or choose another --model_dir") from None
 
 
+def beside(prefix: str) -> Record | None:
+    """The record of the run whose checkpoint this is; None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    return _read(model_dir) if os.path.exists(os.path.join(model_dir, FILE)) else None
+
+
 def class_names_beside(prefix: str) -> list[str] | None:
     """The class names of the run whose checkpoint this is; None if they are not known."""
-    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
-    if not os.path.exists(os.path.join(model_dir, FILE)):
-        return None
-    record = _read(model_dir)
-    return None if record.get(GUESSED) else record.get("class_names")
+    record = beside(prefix)
+    return None if record is None or record.get(GUESSED) else record.get("class_names")
 
 
 def architecture(genotype: Genotype) -> str:

@@ -6,10 +6,13 @@ Flags (see flag_definitions.py) are read here and nowhere else.
 """
 
 import json
+import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,13 @@ if __name__ == "__main__":
     if not __package__:
         # Python puts this file's folder first; modules are found from the repository's root.
         sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from absl import flags
+
+    from auto_deeplab import mode_flags
+    from official.errors import answer_help
     from official.quiet import import_tensorflow
 
+    answer_help(partial(mode_flags.help_text, flags.FLAGS))  # before TensorFlow takes its seconds
     import_tensorflow()
 
 import keras
@@ -33,6 +41,7 @@ from auto_deeplab import (
     expected_cost,
     figures,
     flag_definitions,
+    mode_flags,
     retrain,
     run_record,
     search,
@@ -43,6 +52,7 @@ from auto_deeplab.architecture import Architecture
 from auto_deeplab.evaluation import Logits, class_table, split_evaluator, write_metrics
 from auto_deeplab.export import export
 from auto_deeplab.flag_definitions import (
+    CONFIGS,
     DEFAULTS,
     NEEDED,
     SEARCH_IDENTITY,
@@ -54,7 +64,7 @@ from auto_deeplab.prediction import picture_files, predict, split_images
 from auto_deeplab.run_record import NETWORK, NETWORK_SHAPE
 from auto_deeplab.submission import Submission, new_submission
 from auto_deeplab.supernet import SuperNet
-from auto_deeplab.trained import find_checkpoint, new_network, trained_network
+from auto_deeplab.trained import check_genotype, find_checkpoint, new_network, trained_network
 from official import (
     checkpoints,
     distribution,
@@ -64,6 +74,8 @@ from official import (
     schedules,
 )
 from official.errors import RunError, UsageError, run_app
+from official.files import make_directory
+from official.flagfiles import located
 from official.records import Description, explain, read_description
 from official.sizes import OWN_SIZE, Sizes
 from official.training_loop import Row, read_history, run
@@ -71,10 +83,18 @@ from official.training_loop import Row, read_history, run
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(flag_definitions)
 
+DEVICES = ("precision", "distribution_strategy", "deterministic")
+"""What `start` sets."""
+
 MEMORY_REMEDY = dict.fromkeys(NEEDED, "the images are too large for this device") | dict.fromkeys(
     ("search", "train"),
     "give a smaller --batch_size or --crop_size (evaluation takes whole images, whatever the crop)",
 )
+
+
+def start_app() -> None:
+    """Runs the command line: see errors.run_app."""
+    run_app(main, help_text=partial(mode_flags.help_text, FLAGS), flagfile_directories=CONFIGS)
 
 
 def main() -> None:
@@ -92,6 +112,7 @@ def main() -> None:
         raise UsageError(f"--mode is needed: one of {', '.join(modes)}")
     for name, value in DEFAULTS.get(FLAGS.mode, {}).items():
         FLAGS.set_default(name, value)
+    mode_flags.check(located(sys.argv[1:], also=CONFIGS), FLAGS)
     needed(*NEEDED[FLAGS.mode])
     try:
         modes[FLAGS.mode]()
@@ -99,16 +120,14 @@ def main() -> None:
         if "No space left" in error.message:  # a full disk
             raise RunError(explain(error)) from None
         raise RunError(f"out of memory: {MEMORY_REMEDY[FLAGS.mode]}") from None
+    except Exception as error:
+        error.add_note(f"--mode={FLAGS.mode}")
+        raise
 
 
 def search_mode() -> None:
     """Searches: weights alone first, then weights and architecture in turn."""
     began = time.monotonic()
-    strategy, description = start(), read_data()
-    halves = input_pipeline.split_halves(
-        description.split(FLAGS.train_split).num_examples, FLAGS.seed
-    )
-    check_training_data(description, strategy, len(halves[0]))
     if FLAGS.alpha_start_epoch >= FLAGS.epochs:
         raise UsageError(
             f"--alpha_start_epoch={FLAGS.alpha_start_epoch} is not below --epochs={FLAGS.epochs}: "
@@ -120,8 +139,16 @@ def search_mode() -> None:
             f"--learning_rate={FLAGS.learning_rate}: the rate falls from the second to the first"
         )
     table = checked_cost_table()
-    identity = run_identity(SEARCH_IDENTITY, description)
+    identity = flags_identity(SEARCH_IDENTITY)
     identity["cost_table"] = table.digest() if table else None
+    check_model_dir(identity)
+
+    strategy, description = start(), read_data()
+    halves = input_pipeline.split_halves(
+        description.split(FLAGS.train_split).num_examples, FLAGS.seed
+    )
+    check_training_data(description, strategy, len(halves[0]))
+    identity["data_dir"] = data_identity(description)
     check_model_dir(identity)
     epoch_steps = input_pipeline.steps_per_epoch(len(halves[0]), FLAGS.batch_size)
     total_steps = FLAGS.epochs * epoch_steps
@@ -196,7 +223,7 @@ def search_mode() -> None:
 
 def decode_mode() -> None:
     """Makes genotype.json and the figures again, from any checkpoint of a search."""
-    record = recorded("search", SEARCH_IDENTITY)
+    record = run_record.read(FLAGS.model_dir, "search")
     architecture = new_architecture(record["identity"])
     path = find_checkpoint(FLAGS.model_dir, FLAGS.checkpoint)
     step = checkpoints.restore(path, {"architecture": architecture.variables})
@@ -206,16 +233,20 @@ def decode_mode() -> None:
 def train_mode() -> None:
     """Trains the network of a genotype."""
     began = time.monotonic()
+    genotype = genotype_to_train()
+    check_batch_norm()
+    check_mining()
+    identity = {
+        "genotype": run_record.architecture(genotype),
+        **flags_identity(TRAIN_IDENTITY),
+    }
+    check_model_dir(identity)
+    check_init_checkpoint(genotype)
+
     strategy, description = start(), read_data()
     num_records = description.split(FLAGS.train_split).num_examples
     check_training_data(description, strategy, num_records)
-    check_batch_norm()
-    check_mining()
-    genotype = genotype_to_train()
-    identity = {
-        "genotype": run_record.architecture(genotype),
-        **run_identity(TRAIN_IDENTITY, description),
-    }
+    identity["data_dir"] = data_identity(description)
     check_model_dir(identity)
     say(genotype.describe())
 
@@ -264,7 +295,10 @@ def train_mode() -> None:
 
 def eval_mode() -> None:
     """Evaluates a trained network on whole images; the metrics are the last line on stdout."""
-    strategy, record, description = start(), trained_record(), read_data()
+    if FLAGS.output and os.path.isdir(FLAGS.output):
+        raise UsageError(f"--output={FLAGS.output} is a directory: give a file")
+    record = trained_record()
+    strategy, description = start(), read_data()
     check_classes(record, description)
     warn_of_scale(record, description)
     description.split(FLAGS.eval_split)
@@ -280,18 +314,43 @@ def eval_mode() -> None:
     )
     metrics, counts = evaluate()
     say(class_table(metrics))
-    table = os.path.join(FLAGS.model_dir, "confusion_matrix.csv")
+    written, table, picture = evaluation_files(evaluation_name(record, description, step))
     confusion.write(table, counts, metrics["class_names"])
-    picture = run_record.figure(FLAGS.model_dir, "confusion_matrix")
     confusion.draw(picture, counts, metrics, split=FLAGS.eval_split, step=step)
-    line = write_metrics(
-        os.path.join(FLAGS.model_dir, "metrics.json"),
-        metrics,
-        split=FLAGS.eval_split,
-        step=step,
-        checkpoint=path,
-    )
+    line = write_metrics(written, metrics, split=FLAGS.eval_split, step=step, checkpoint=path)
+    say(f"written: {written}, {table}, {picture}")
     print(line)
+
+
+def evaluation_name(record: run_record.Record, description: Description, step: int) -> str:
+    """What tells this evaluation from the plain one, which is all of val, once, at scale 1."""
+    parts = []
+    if FLAGS.eval_split != FLAGS["eval_split"].default:
+        parts.append(FLAGS.eval_split)
+    if record["identity"].get("data_dir", data_identity(description)) != data_identity(description):
+        parts.append(f"on_{os.path.basename(os.path.abspath(FLAGS.data_dir))}")
+    if (FLAGS.max_eval_images or math.inf) < description.split(FLAGS.eval_split).num_examples:
+        parts.append(f"{FLAGS.max_eval_images}_images")
+    if FLAGS.checkpoint:
+        parts.append(f"step_{step}")
+    if FLAGS.eval_scales != [1.0]:
+        parts.append("_".join(("scales", *(f"{scale:g}" for scale in FLAGS.eval_scales))))
+    if FLAGS.eval_flip:
+        parts.append("flip")
+    return "".join(f"_{part}" for part in parts)
+
+
+def evaluation_files(name: str) -> tuple[str, str, str]:
+    """Where metrics, confusion matrix and its picture go: into model_dir, or beside --output."""
+    if FLAGS.output:
+        make_directory(os.path.dirname(os.path.abspath(FLAGS.output)))
+        matrix = os.path.splitext(FLAGS.output)[0] + "_confusion_matrix"
+        return FLAGS.output, f"{matrix}.csv", f"{matrix}.png"
+    return (
+        os.path.join(FLAGS.model_dir, f"metrics{name}.json"),
+        os.path.join(FLAGS.model_dir, f"confusion_matrix{name}.csv"),
+        run_record.figure(FLAGS.model_dir, f"confusion_matrix{name}"),
+    )
 
 
 def predict_mode() -> None:
@@ -352,14 +411,20 @@ def profile_mode() -> None:
     """
     if FLAGS.cost_table:
         return write_cost_table()
+    for name in ("cost_metric", "operations", "num_layers", "num_blocks", *DEVICES):
+        if FLAGS[name].present:
+            raise UsageError(
+                f"--{name} says how --cost_table is measured, which is not given: give that too"
+            )
     if FLAGS.model_dir:
-        record = trained_record()
-        genotype, identity = genotype_of_run(), record["identity"]
+        record, genotype = trained_record(), run_record.read_genotype(FLAGS.model_dir)
+        check_network_flags(record, genotype)
+        identity = record["identity"]
         num_classes = len(record["class_names"])
     else:
         needed("genotype")
         genotype, num_classes = named_genotype(), FLAGS.num_classes
-        identity = {name: FLAGS[name].value for name in NETWORK}
+        identity = flag_defaults(NETWORK) | {name: FLAGS[name].value for name in NETWORK_SHAPE}
     say(genotype.describe())
     network = new_network(genotype, identity, num_classes)
     parts = cost.count(network, tuple(FLAGS.crop_size))
@@ -413,9 +478,11 @@ def needed(*names: str) -> None:
 
 def start() -> tf.distribute.Strategy:
     """Sets precision, seeds and devices; must come before any other use of TensorFlow."""
+    training = FLAGS.mode in ("search", "train")
+    seed = FLAGS.seed if training else 0  # nothing else is random
     if FLAGS.deterministic:
-        distribution.make_deterministic(FLAGS.seed)
-    keras.utils.set_random_seed(FLAGS.seed)
+        distribution.make_deterministic(seed)
+    keras.utils.set_random_seed(seed)
     if FLAGS.mode == "search":
         distribution.expect_many_operations()
     strategy = distribution.make_strategy(FLAGS.distribution_strategy)
@@ -424,15 +491,14 @@ def start() -> tf.distribute.Strategy:
             f"warning: --precision={FLAGS.precision} brings nothing on this processor, which has "
             "no instructions for it: computing in float32"
         )
-    training = FLAGS.mode in ("search", "train")
     replicas = strategy.num_replicas_in_sync
-    if FLAGS.jit_compile and FLAGS.sync_batch_norm and training and replicas > 1:
+    if training and FLAGS.jit_compile and FLAGS.sync_batch_norm and replicas > 1:
         raise UsageError(
             f"--jit_compile=true needs --sync_batch_norm=false on {replicas} replicas, as "
             "synchronised batch normalisation cannot be compiled; or use "
             "--distribution_strategy=one_device"
         )
-    if FLAGS.precision == "float16" and training and not tf.config.list_physical_devices("GPU"):
+    if training and FLAGS.precision == "float16" and not tf.config.list_physical_devices("GPU"):
         raise UsageError(
             f"--precision=float16: --mode={FLAGS.mode} needs a GPU for it, as TensorFlow lacks "
             "gradients in float16 elsewhere; use bfloat16 or float32"
@@ -547,12 +613,17 @@ def check_mining() -> None:
 # model_dir: what it holds, and what is written to it.
 
 
-def run_identity(names: tuple[str, ...], description: Description) -> run_record.Record:
-    """What makes this run what it is; see run_record.check."""
+def flags_identity(names: tuple[str, ...]) -> run_record.Record:
+    """What of the command line makes this run what it is; see run_record.check."""
     identity = {name: FLAGS[name].value for name in names}
     if identity.get("init_checkpoint"):
         identity["init_checkpoint"] = os.path.abspath(FLAGS.init_checkpoint)
-    return {**identity, "data_dir": f"{description.name} {description.fingerprint()}"}
+    return identity
+
+
+def data_identity(description: Description) -> str:
+    """Which data a run is of, wherever they lie."""
+    return f"{description.name} {description.fingerprint()}"
 
 
 def flag_defaults(names: Iterable[str]) -> run_record.Record:
@@ -562,13 +633,67 @@ def flag_defaults(names: Iterable[str]) -> run_record.Record:
 
 def check_model_dir(identity: run_record.Record) -> None:
     """Raises UsageError if this run cannot begin, or go on, in model_dir."""
-    run_record.check(FLAGS.model_dir, FLAGS.mode, identity, flag_defaults(identity))
+    try:
+        run_record.check(FLAGS.model_dir, FLAGS.mode, identity, flag_defaults(identity))
+    except run_record.OtherRunError as error:
+        if error.flag in ("epochs", "train_steps") and error.value > error.recorded:
+            raise UsageError(longer_run(error.flag, error.recorded, error.value)) from None
+        raise
     own = Path(FLAGS.model_dir, "checkpoints")
     if FLAGS.checkpoint and not Path(FLAGS.checkpoint).resolve().is_relative_to(own.resolve()):
         raise UsageError(
             f"--checkpoint={FLAGS.checkpoint} is not in {own}: --mode={FLAGS.mode} goes on from "
             "its own checkpoints only; --init_checkpoint starts a training from another's"
         )
+
+
+def longer_run(flag: str, recorded: int, value: int) -> str:
+    """Why a run cannot be made longer, and the command of what can be done instead."""
+    old = FLAGS.model_dir
+    replaced = ("--model_dir=", "--init_checkpoint=")
+    kept = [argument for argument in sys.argv[1:] if not argument.startswith(replaced)]
+    command = ["python", sys.argv[0], *kept, f"--model_dir={old.rstrip('/')}_{value}"]
+    why = (
+        f"--{flag} is {value}, but {recorded} in the run that --model_dir={old} holds, and its "
+        "schedule was made for those"
+    )
+    if FLAGS.mode == "search":
+        return (
+            f"{why}: a longer search begins anew: {shlex.join(command)} (a search takes no weights "
+            f"of another; --mode=train can train what this one found, {old}/{run_record.GENOTYPE})"
+        )
+    if FLAGS.genotype is None:
+        command.append(f"--genotype={os.path.join(old, run_record.GENOTYPE)}")
+    command.append(f"--init_checkpoint={old}")
+    return f"{why}: to go on from its weights, begin another run: {shlex.join(command)}"
+
+
+def check_init_checkpoint(genotype: Genotype) -> None:
+    """Raises UsageError if --init_checkpoint is known to be of another network than the flags say.
+
+    A run that goes on reads it no more.
+    """
+    if not FLAGS.init_checkpoint or os.path.exists(os.path.join(FLAGS.model_dir, run_record.FILE)):
+        return
+    flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
+    try:
+        prefix = retrain.find_weights(FLAGS.init_checkpoint)
+        record = run_record.beside(prefix)
+    except RunError as error:
+        raise RunError(f"{flag}: {error}") from None
+    try:
+        check_genotype(genotype, prefix)
+    except RunError as error:
+        beside = os.path.join(os.path.dirname(os.path.dirname(prefix)), run_record.GENOTYPE)
+        raise UsageError(f"{flag}: {error}; give --genotype={beside}") from None
+    there = {name: record["identity"].get(name) for name in NETWORK_SHAPE} if record else {}
+    wanted = [
+        f"--{name}={run_record.short(value)}".replace("[", "").replace("]", "").replace(" ", "")
+        for name, value in there.items()
+        if value != FLAGS[name].value
+    ]
+    if wanted:
+        raise UsageError(f"{flag} is a network of other widths: give {' '.join(wanted)}")
 
 
 def write_record(identity: run_record.Record, description: Description) -> None:
@@ -580,20 +705,12 @@ def write_record(identity: run_record.Record, description: Description) -> None:
         run_record.SCALE: Sizes.of(description.options).options(),
     }
     run_record.write(FLAGS.model_dir, FLAGS.mode, identity, facts)
-    run_record.write_flags(FLAGS.model_dir, FLAGS.get_key_flags_for_module(flag_definitions))
-
-
-def recorded(mode: str, names: tuple[str, ...]) -> run_record.Record:
-    """What model_dir remembers; flags given again must say the same."""
-    record = run_record.read(FLAGS.model_dir, mode)
-    given = {name: FLAGS[name].value for name in names if FLAGS[name].present}
-    run_record.compare(record, given, FLAGS.model_dir, flag_defaults(given))
-    return record
+    run_record.write_flags(FLAGS.model_dir, mode_flags.of_mode(FLAGS.mode, FLAGS))
 
 
 def trained_record() -> run_record.Record:
-    """What the model_dir of a training remembers; flags given again must say the same."""
-    record = recorded("train", NETWORK_SHAPE)
+    """What the model_dir of a training remembers; --num_classes given again must say the same."""
+    record = run_record.read(FLAGS.model_dir, "train")
     count = len(record["class_names"])
     if FLAGS["num_classes"].present and FLAGS.num_classes != count:
         raise UsageError(
@@ -601,6 +718,17 @@ def trained_record() -> run_record.Record:
             f"has {count} classes: leave the flag away"
         )
     return record
+
+
+def check_network_flags(record: run_record.Record, genotype: Genotype) -> None:
+    """Raises UsageError if flags describe another network than the one in model_dir."""
+    given = {name: FLAGS[name].value for name in NETWORK_SHAPE if FLAGS[name].present}
+    run_record.compare(record, given, FLAGS.model_dir, flag_defaults(given))
+    if FLAGS.genotype and named_genotype() != genotype:
+        raise UsageError(
+            f"--genotype={FLAGS.genotype} is not the architecture of the network in "
+            f"--model_dir={FLAGS.model_dir}: leave the flag away"
+        )
 
 
 def check_classes(record: run_record.Record, description: Description) -> None:
@@ -739,17 +867,6 @@ def named_genotype() -> Genotype:
         raise UsageError(f"--genotype: {error}") from None
 
 
-def genotype_of_run() -> Genotype:
-    """The copy in model_dir; a --genotype given again must be the same."""
-    genotype = run_record.read_genotype(FLAGS.model_dir)
-    if FLAGS.genotype and named_genotype() != genotype:
-        raise UsageError(
-            f"--genotype={FLAGS.genotype} is not the architecture of the network in "
-            f"--model_dir={FLAGS.model_dir}: leave the flag away"
-        )
-    return genotype
-
-
 def genotype_to_train() -> Genotype:
     """The genotype that --genotype names; a run that goes on has its own copy."""
     if FLAGS.genotype is None and os.path.exists(os.path.join(FLAGS.model_dir, run_record.FILE)):
@@ -847,7 +964,7 @@ def scaled(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 def trained(strategy: tf.distribute.Strategy) -> tuple[Network, int, str]:
     """The network of model_dir with a checkpoint's weights, its step, and the checkpoint's path."""
-    say(genotype_of_run().describe())
+    say(run_record.read_genotype(FLAGS.model_dir).describe())
     with strategy.scope():
         return trained_network(FLAGS.model_dir, FLAGS.checkpoint)
 
@@ -892,4 +1009,4 @@ def answers(network: Network) -> Logits:
 
 
 if __name__ == "__main__":
-    run_app(main)
+    start_app()

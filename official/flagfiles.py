@@ -1,5 +1,6 @@
 """Flagfiles that name other flagfiles, so that what several recipes share is written once."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,50 +8,76 @@ from absl import flags
 
 _FLAG = ("--flagfile", "-flagfile")
 
+Located = tuple[str, Path | None]
+"""An argument, and the flagfile in which it stands."""
 
-def expanded(arguments: Sequence[str], directory: str = "") -> list[str]:
+
+def expanded(
+    arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
+) -> list[str]:
     """Arguments in which every --flagfile=FILE has been replaced by the flags in that file.
 
-    A file holds one flag a line; empty lines and lines that begin with # are skipped. A later flag
-    wins over an earlier one. A flagfile that is named in a flagfile stands beside it: absl, which
-    can read flagfiles too, would look for it where the command was started.
+    A file is UTF-8, with or without a byte order mark, and holds one flag a line; empty lines and
+    lines that begin with # are skipped. A later flag wins over an earlier one. A flagfile that is
+    named in a flagfile stands beside it: absl, which can read flagfiles too, would look for it
+    where the command was started.
 
     Args:
         arguments: as on the command line, or the lines of a file.
         directory: where relative names of flagfiles begin.
+        also: where names are looked for that are not there.
 
     Raises:
         flags.CantOpenFlagFileError: a flagfile cannot be read, or contains itself.
     """
-    return _expanded(arguments, Path(directory), ())
+    return [argument for argument, _ in located(arguments, directory, also=also)]
 
 
-def _expanded(arguments: Sequence[str], directory: Path, inside: tuple[Path, ...]) -> list[str]:
-    found: list[str] = []
+def located(
+    arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
+) -> list[Located]:
+    """What `expanded` answers, each argument with the flagfile in which it stands, or None."""
+    return _located(arguments, Path(directory), also, ())
+
+
+def _located(
+    arguments: Sequence[str], directory: Path, also: Sequence[Path], inside: tuple[Path, ...]
+) -> list[Located]:
+    found: list[Located] = []
+    here = inside[-1] if inside else None
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
         if argument == "--":  # what follows is no flag
-            return [*found, argument, *rest]
+            return [*found, *((other, here) for other in (argument, *rest))]
         if name not in _FLAG:
-            found.append(argument)
+            found.append((argument, here))
             continue
-        file = directory / Path(value if equals else next(rest, "")).expanduser()
-        where = f" (in {inside[-1]})" if inside else ""
+        named = Path(value if equals else next(rest, "")).expanduser()
+        places = [directory / named, *(place / named for place in also)]
+        file = next((place for place in places if place.is_file()), places[0])
+        where = f" (in {here})" if here else ""
         if file.resolve() in [other.resolve() for other in inside]:
             raise flags.CantOpenFlagFileError(
                 f"--flagfile={file}{where} contains itself: take one of these lines out"
             )
-        found += _expanded(_lines(file, where), file.parent, (*inside, file))
+        lines = _lines(file, where, also)
+        found += _located(lines, file.parent, also, (*inside, file))
     return found
 
 
-def _lines(file: Path, where: str) -> list[str]:
+def _lines(file: Path, where: str, also: Sequence[Path]) -> list[str]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise flags.CantOpenFlagFileError(
-            f"--flagfile={file}{where} cannot be read: {reason}"
-        ) from None
-    return [line for line in lines if line and not line.startswith(("#", "//"))]
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        reason = "not text in UTF-8: save it so"
+    except OSError as error:
+        reason = error.strerror or str(error)
+        known = [path.name for place in also for path in sorted(place.glob("*.cfg"))]
+        similar = difflib.get_close_matches(file.name, known, 1)
+        if isinstance(error, FileNotFoundError) and similar:
+            reason += f". Did you mean --flagfile={similar[0]} ?"
+    else:
+        lines = [line.strip() for line in text.split("\n")]
+        return [line for line in lines if line and not line.startswith(("#", "//"))]
+    raise flags.CantOpenFlagFileError(f"--flagfile={file}{where} cannot be read: {reason}")

@@ -57,7 +57,6 @@ class Outcome:
 def train_here(*arguments: Any) -> Outcome:
     """python auto_deeplab/train.py arguments, in this process."""
     from auto_deeplab import train  # defines the flags
-    from official.errors import run_app
 
     argv = ["auto_deeplab/train.py", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
@@ -70,7 +69,7 @@ def train_here(*arguments: Any) -> Outcome:
     ):
         flags.FLAGS.unparse_flags()
         try:
-            run_app(train.main)
+            train.start_app()
         except SystemExit as exit:
             code = exit.code
     return Outcome(code, out.getvalue(), err.getvalue())

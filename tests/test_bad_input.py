@@ -5,6 +5,7 @@ What is wrong with a dataset's source files is the converter's: tests/tfrecords_
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -144,12 +145,9 @@ def test_the_real_command_line_says_one_line_and_nothing_else(tmp_path):
         (["--crop_size=81"], ["--crop_size=81,81", "80 x 144", "smaller crop"]),
         (["--crop_size=41,72", "--norandom_scale"], ["--crop_size=41,72", "40 x 72"]),
         (["--batch_size=5"], ["--batch_size=5", "4 images"]),
-        (["--batch_size=1"], ["--batch_size=1", "--fine_tune_batch_norm=false"]),
         (["--num_classes=20"], ["--num_classes=20", "has 19", "leave the flag away"]),
         (["--ignore_label=0"], ["--ignore_label=0", "has 255"]),
         (["--class_weights=1,2"], ["--class_weights has 2 numbers", "has 19 classes"]),
-        (["--hard_mining_steps=5"], ["--hard_mining_steps=5", "--top_k_pixels"]),
-        (["--genotype=nowhere.json"], ["--genotype", "'nowhere.json'", "published"]),
     ],
 )
 def test_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying):
@@ -161,7 +159,6 @@ def test_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying):
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (["--epochs=2", "--alpha_start_epoch=2"], ["--alpha_start_epoch=2", "--epochs=2"]),
         # Halves of two images each.
         (["--batch_size=3"], ["--batch_size=3", "2 images"]),
         (["--crop_size=97"], ["--crop_size=97"]),
@@ -172,6 +169,38 @@ def test_search_flags_that_do_not_fit_the_data(root, tmp_path, arguments, saying
     common = ("--mode=search", f"--data_dir={root / 'data'}", f"--model_dir={tmp_path / 'new'}")
     refused(USAGE, *common, "--crop_size=33", *arguments, saying=saying)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "saying"),
+    [
+        (
+            ["--mode=train", "--genotype=nowhere.json"],
+            ["--genotype", "'nowhere.json'", "published"],
+        ),
+        (["--mode=train"], ["--genotype is needed by --mode=train"]),
+        (
+            ["--mode=train", "--genotype=published", "--hard_mining_steps=5"],
+            ["--hard_mining_steps=5", "--top_k_pixels"],
+        ),
+        (
+            ["--mode=train", "--genotype=published", "--batch_size=1"],
+            ["--batch_size=1", "--fine_tune_batch_norm=false"],
+        ),
+        (
+            ["--mode=search", "--epochs=2", "--alpha_start_epoch=2"],
+            ["--alpha_start_epoch=2", "--epochs=2"],
+        ),
+        (["--mode=search", "--learning_rate=0.0001"], ["--min_learning_rate=0.001 is above"]),
+        (["--mode=search", "--cost_weight=1"], ["--cost_table is needed by --cost_weight"]),
+    ],
+)
+def test_what_the_command_line_alone_shows_is_said_before_data_are_looked_at(
+    tmp_path, arguments, saying
+):
+    places = (f"--data_dir={tmp_path / 'no data'}", f"--model_dir={tmp_path / 'new'}")
+    refused(USAGE, *arguments, *places, saying=saying)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_synchronised_bn_cannot_be_compiled(root, tmp_path):
@@ -211,10 +240,13 @@ def test_a_genotype_file_that_is_not_one(root, tmp_path, content, saying):
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (["--mode=search", "--crop_size=33"], ["--mode=train, not search", "another directory"]),
         (["--seed=1"], ["--seed is 1, but 0 in the run", "another directory"]),
         (["--learning_rate=0.1"], ["--learning_rate is 0.1, but 0.05"]),
-        (["--train_steps=3"], ["--train_steps is 3, but 2"]),
+        (["--train_steps=1"], ["--train_steps is 1, but 2", "give the same value"]),
+        (
+            ["--train_steps=3", "--learning_rate=0.1"],
+            ["--train_steps is 3, but 2", "begin another run: python "],
+        ),
         (["--crop_size=33"], ["--crop_size is [33, 33], but [33, 65]"]),
         (["--norandom_flip"], ["--random_flip is false, but true"]),
         (["--weight_decay=0"], ["--weight_decay is 0.0, but 4e-05"]),
@@ -230,6 +262,24 @@ def test_a_model_dir_that_holds_another_run(root, arguments, saying):
     model_dir = f"--model_dir={root / 'run'}"
     refused(USAGE, *training(root), model_dir, *arguments, saying=[*saying, str(root / "run")])
     assert files(root) == before
+
+
+def test_a_longer_training_is_another_run_whose_command_is_told(root, tmp_path):
+    run = shutil.copytree(root / "run", tmp_path / "my run")
+    arguments = training(root)[:1] + training(root)[2:]  # without --genotype: the run has its own
+    done = train_here(*arguments, f"--model_dir={run}", "--train_steps=3")
+    assert done.code == USAGE and "--train_steps is 3, but 2 in the run" in done.error
+    python, script, *command = shlex.split(done.error.partition("begin another run: ")[2])
+    assert (python, script) == ("python", "auto_deeplab/train.py")
+    done = train_here(*command)
+    assert done.code == 0 and "train starts at step 0 of 3" in done.stderr
+    record = json.loads((tmp_path / "my run_3" / "run.json").read_text())
+    assert record["identity"]["init_checkpoint"] == str(run)
+
+
+def test_a_model_dir_that_holds_a_run_of_another_mode(root):
+    arguments = ("--mode=search", f"--data_dir={root / 'data'}", f"--model_dir={root / 'run'}")
+    refused(USAGE, *arguments, saying=["--mode=train, not search", "another directory"])
 
 
 def test_a_model_dir_that_holds_a_run_on_other_data(root, tmp_path):
@@ -255,15 +305,17 @@ def test_a_run_without_a_checkpoint_may_be_removed(root, run):
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (["--mode=eval", "--genotype=published"], ["--genotype=published", "leave the flag away"]),
-        (["--mode=export", "--filter_multiplier=4"], ["--filter_multiplier is 4, but 2"]),
+        (
+            ["--mode=profile", "--genotype=published"],
+            ["--genotype=published", "leave the flag away"],
+        ),
+        (["--mode=profile", "--filter_multiplier=4"], ["--filter_multiplier is 4, but 2"]),
         (["--mode=decode"], ["--mode=train", "needs one of --mode=search"]),
     ],
 )
 def test_later_modes_with_flags_of_another_run(root, arguments, saying):
     before = files(root)
-    common = (f"--data_dir={root / 'data'}", f"--model_dir={root / 'run'}")
-    refused(USAGE, *common, *arguments, saying=saying)
+    refused(USAGE, f"--model_dir={root / 'run'}", *arguments, saying=saying)
     assert files(root) == before
 
 
@@ -296,20 +348,30 @@ def test_classes_that_do_not_match_the_checkpoint(root, data):
     assert files(root) == before
 
 
-def test_an_init_checkpoint_that_does_not_fit(root, tmp_path):
+def test_an_init_checkpoint_that_does_not_fit(root, run, tmp_path):
     before = files(root)
-    common = (*training(root), f"--model_dir={tmp_path / 'new'}")
+    common = (*training(root), f"--model_dir={tmp_path / 'new'}", "--data_dir=not_looked_at")
     weights = root / "run" / "checkpoints" / "ckpt-2"
+    for init in (weights, root / "run"):
+        refused(
+            *(USAGE, *common, f"--init_checkpoint={init}"),
+            *("--head_filters=4", "--stem_filters=4,6,4"),
+            saying=[f"--init_checkpoint={init} ", "give --stem_filters=4,4,4 --head_filters=8"],
+        )
     refused(
-        *(FAILED, *common, f"--init_checkpoint={weights}", "--head_filters=4"),
-        saying=[f"--init_checkpoint={weights}", "another network", "of another shape"],
-    )
-    refused(
-        *(FAILED, *common, f"--init_checkpoint={root / 'run'}", "--genotype=conv_deconv"),
+        *(USAGE, *common, f"--init_checkpoint={root / 'run'}", "--genotype=conv_deconv"),
         saying=[
             f"--init_checkpoint={root / 'run'}",
             "another genotype: its path is [0, 1], not [0, 1, 1, 2",
+            f"give --genotype={root / 'run' / 'genotype.json'}",
         ],
+    )
+    # Where nothing says what the widths were.
+    (run / "run.json").unlink()
+    common = (*training(root), f"--model_dir={tmp_path / 'new'}")
+    refused(
+        *(FAILED, *common, f"--init_checkpoint={run}", "--head_filters=4"),
+        saying=["of another shape", "--filter_multiplier --stem_filters --head_filters"],
     )
     tf1 = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt"))
     refused(
@@ -477,6 +539,18 @@ def test_no_memory_and_no_space(root, tmp_path, monkeypatch, message, saying):
 
     monkeypatch.setattr(retrain.Retrain, "step", fail)
     refused(FAILED, *training(root), f"--model_dir={tmp_path / 'new'}", saying=saying)
+
+
+def test_an_error_of_tensorflow_that_nobody_foresaw(root, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise tf.errors.UnimplementedError(None, None, "Graph execution error:\n\nnot for CPUs\nx")
+
+    monkeypatch.setattr(retrain.Retrain, "step", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    saying = ["train.py, --mode=train, train: 0 of 2 steps: UnimplementedError: not for CPUs ("]
+    refused(FAILED, *training(root), f"--model_dir={tmp_path / 'new'}", saying=saying)
+    (file,) = tmp_path.glob("auto_deeplab-*.log")
+    assert "raise tf.errors.UnimplementedError" in file.read_text()
 
 
 def test_ctrl_c_in_a_mode_without_the_loop(root, monkeypatch):

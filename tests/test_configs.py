@@ -9,11 +9,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from auto_deeplab import genotype, run_record, train
+from auto_deeplab import genotype, mode_flags, run_record, train
 from auto_deeplab.flag_definitions import DEFAULTS, NEEDED
 from auto_deeplab.run_record import NETWORK
 from auto_deeplab.trained import new_network
-from official.flagfiles import expanded
+from official.flagfiles import expanded, located
 from tests.command import CONFIGS, ROOT
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.cfg"))
@@ -187,6 +187,7 @@ def test_the_commands_of_the_tables_can_be_typed(monkeypatch):
         assert (python, script) == ("python", "auto_deeplab/train.py")
         with flagsaver.flagsaver():
             flags.FLAGS(expanded([script, *arguments]))
+            mode_flags.check(located(arguments), flags.FLAGS)
             values = flags.FLAGS.flag_values_dict()
         for needed in NEEDED[values["mode"]]:
             assert values[needed] is not None, command

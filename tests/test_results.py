@@ -94,7 +94,8 @@ def test_confusion_matrix_counts_what_predict_answers(root, tmp_path, options):
         *("--mode=eval", f"--model_dir={run}", f"--data_dir={root / 'data'}", *options)
     )
     assert done.code == 0, done.stderr
-    names, counts = table(run / "confusion_matrix.csv")
+    suffix = "_scales_0.75_1_flip" if options else ""
+    names, counts = table(run / f"confusion_matrix{suffix}.csv")
     assert names == list(datasets.CITYSCAPES_NAMES)
 
     # Another way to the same numbers: the label maps that predict writes of the same split.
@@ -110,13 +111,59 @@ def test_confusion_matrix_counts_what_predict_answers(root, tmp_path, options):
 
     # The first rows are road, 2 x 72 pixels; of the rest 19 in 34 label ids are classes.
     assert counts[0].sum() > 2 * 72 and counts.sum() < 2 * 40 * 72
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / f"metrics{suffix}.json").read_text())
     union = counts.sum(0) + counts.sum(1) - np.diag(counts)
     np.testing.assert_allclose(metrics["per_class_iou"], np.diag(counts) / union)
     both = (metrics["miou"] + metrics["pixel_accuracy"]) / 2
     assert metrics["miou_pixel_accuracy_mean"] == pytest.approx(both)
-    with Image.open(run / "figures" / "confusion_matrix.png") as picture:
+    with Image.open(run / "figures" / f"confusion_matrix{suffix}.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 1000
+
+
+def evaluate(root, run, *arguments):
+    done = train_here(
+        "--mode=eval", f"--model_dir={run}", f"--data_dir={root / 'data'}", *arguments
+    )
+    assert done.code == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ((), ""),
+        (("--max_eval_images=2", "--eval_scales=1"), ""),  # val has two images
+        (("--max_eval_images=1",), "_1_images"),
+        (("--eval_split=train", "--eval_flip"), "_train_flip"),
+        (("--checkpoint={run}/checkpoints/ckpt-1", "--eval_scales=1,0.5"), "_step_1_scales_1_0.5"),
+        (("--data_dir={half}",), "_on_half"),
+    ],
+)
+def test_only_the_plain_evaluation_has_the_plain_name(root, tmp_path, arguments, name):
+    run, half = shutil.copytree(root / "run", tmp_path / "run"), tmp_path / "half"
+    if "--data_dir={half}" in arguments:
+        convert("cityscapes", str(root / "source"), str(half), 0.5)
+    before = files_in(run)
+    metrics = evaluate(root, run, *(text.format(run=run, half=half) for text in arguments))
+    assert sorted(set(files_in(run)) - set(before)) == [
+        f"confusion_matrix{name}.csv",
+        f"figures/confusion_matrix{name}.png",
+        f"metrics{name}.json",
+    ]
+    assert json.loads((run / f"metrics{name}.json").read_text()) == metrics
+
+
+def test_eval_writes_elsewhere(root, tmp_path):
+    before = files_in(root / "run")
+    output = tmp_path / "new" / "mine.v1.json"
+    metrics = evaluate(root, root / "run", "--max_eval_images=1", f"--output={output}")
+    assert files_in(root / "run") == before
+    assert json.loads(output.read_text()) == metrics
+    assert files_in(output.parent) == [
+        *("mine.v1.json", "mine.v1_confusion_matrix.csv", "mine.v1_confusion_matrix.png")
+    ]
+    done = train_here("--mode=eval", "--data_dir=no", "--model_dir=no", f"--output={tmp_path}")
+    assert done.code == 2 and f"--output={tmp_path} is a directory: give a file" in done.error
 
 
 def test_scales_and_flip_change_the_answer(root, tmp_path):

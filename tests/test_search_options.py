@@ -1,6 +1,7 @@
 """What a search can do beyond the paper, by the commands that a user types."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -98,6 +99,22 @@ def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
 def test_another_option_is_another_search(root, searched, changed, name):
     done = search(root, *searched[1], changed)
     assert done.code == 2 and f"--{name} is " in done.error
+
+
+def test_a_longer_search_is_another_search_whose_command_is_told(root, searched):
+    directory, flags = searched
+    done = search(root, *flags, "--epochs=3")
+    assert done.code == 2 and f"--epochs is 3, but 2 in the run that --model_dir={directory}" in (
+        done.error
+    )
+    assert f"--mode=train can train what this one found, {directory}/genotype.json" in done.error
+    command = shlex.split(done.error.partition("begins anew: ")[2].partition(" (")[0])
+    assert command[:2] == ["python", "auto_deeplab/train.py"]
+    assert [word for word in command if "model_dir" in word] == [f"--model_dir={directory}_3"]
+    assert not {"--epochs=3", "--mode=search", *flags} - {*command}
+    assert "init_checkpoint" not in " ".join(command)
+    # A shorter one is any other search.
+    assert "another directory" in search(root, *flags, "--epochs=1", "--alpha_start_epoch=0").error
 
 
 def test_the_tables_content_is_the_searchs_not_its_path(root, searched, table):

@@ -47,8 +47,8 @@ def test_the_run_knows_its_data(root):
 
 
 def test_eval(root):
-    flags = f"--flagfile={root / 'run' / 'flags.cfg'}"  # it has --data_dir and --num_classes
-    done = train_here(flags, "--mode=eval")
+    data = (f"--data_dir={root / 'data'}", "--num_classes=21")
+    done = train_here("--mode=eval", *data, f"--model_dir={root / 'run'}")
     assert done.code == 0, done.stderr
     metrics = json.loads(done.stdout.splitlines()[-1])
     assert metrics["num_images"] == 3 and metrics["class_names"] == list(VOC_NAMES)
@@ -77,7 +77,8 @@ def test_predict_a_split_without_labels(root, tmp_path):
 )
 @pytest.mark.parametrize("mode", ["search", "train"])
 def test_mistakes(root, tmp_path, mode, flags, code, saying):
-    done = train_here(*training(root), f"--mode={mode}", f"--model_dir={tmp_path / 'new'}", *flags)
+    own = training(root) if mode == "train" else ("--mode=search", f"--data_dir={root / 'data'}")
+    done = train_here(*own, f"--model_dir={tmp_path / 'new'}", *flags)
     assert done.code == code
     for words in saying:
         assert words in done.error

@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from official.flagfiles import expanded
+from official.flagfiles import expanded, located
 
 
 @pytest.fixture
@@ -63,9 +63,49 @@ def test_a_flagfile_that_is_missing_or_no_text(write, tmp_path):
     with pytest.raises(flags.Error, match=r"gone\.cfg \(in .*a\.cfg\) cannot be read: No such"):
         expanded([f"--flagfile={file}"])
     (tmp_path / "gone.cfg").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(flags.Error, match="cannot be read: not text"):
+    with pytest.raises(flags.Error, match="cannot be read: not text in UTF-8: save it so"):
         expanded([f"--flagfile={file}"])
     with pytest.raises(flags.Error, match="Is a directory"):
         expanded([f"--flagfile={tmp_path}"])
     with pytest.raises(flags.Error, match="cannot be read"):
         expanded(["--flagfile"])
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows(write, tmp_path):
+    (tmp_path / "mark.cfg").write_bytes("\ufeff--a=ä\r\n# comment\r\n--b\r\n".encode())
+    assert expanded([f"--flagfile={tmp_path / 'mark.cfg'}"]) == ["--a=ä", "--b"]
+    file = write("outer.cfg", "--flagfile=mark.cfg")
+    assert expanded([f"--flagfile={file}"]) == ["--a=ä", "--b"]
+    (tmp_path / "mark.cfg").write_bytes("\ufeff# comment\n--b\n".encode())
+    assert expanded([f"--flagfile={file}"]) == ["--b"]
+
+
+def test_where_an_argument_stands(write):
+    inner = write("inner.cfg", "--b")
+    outer = write("outer.cfg", "--flagfile=inner.cfg", "--c=1")
+    wanted = [("--a", None), ("--b", inner), ("--c=1", outer), ("--", None), ("--d", None)]
+    assert located(["--a", f"--flagfile={outer}", "--", "--d"]) == wanted
+
+
+def test_other_directories_are_looked_into_last(write, tmp_path, monkeypatch):
+    write("shipped/size.cfg", "--size=1")
+    write("shipped/whole.cfg", "--flagfile=size.cfg", "--rate=1")
+    mine = write("mine/size.cfg", "--size=2")
+    also = [tmp_path / "shipped", tmp_path / "elsewhere"]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert expanded(["--flagfile=size.cfg"], also=also) == ["--size=1"]
+    # The file here wins on the command line, but does not change what a shipped one means.
+    (here / "size.cfg").write_text("--size=3")
+    assert expanded(["--flagfile=size.cfg"], also=also) == ["--size=3"]
+    assert expanded(["--flagfile=whole.cfg"], also=also) == ["--size=1", "--rate=1"]
+    # One in a flagfile: beside it first.
+    file = write("mine/mine.cfg", "--flagfile=size.cfg", "--flagfile=whole.cfg")
+    assert expanded([f"--flagfile={file}"], also=also) == ["--size=2", "--size=1", "--rate=1"]
+    mine.unlink()
+    assert expanded([f"--flagfile={file}"], also=also) == ["--size=1", "--size=1", "--rate=1"]
+    with pytest.raises(
+        flags.Error, match=r"--flagfile=whol\.cfg cannot be read: No such .* mean --f"
+    ):
+        expanded(["--flagfile=whol.cfg"], also=also)

@@ -1,0 +1,101 @@
+"""What `--help` prints: what the command is for, and its flags in groups."""
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+WANTED = ("help", "helpshort", "h", "?")
+LIBRARIES = ("absl", "tensorflow", "tensorflow_datasets", "keras")
+"""Packages whose flags are not the command's; `--helpfull` lists them."""
+
+
+def is_wanted(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return any(argument in (f"-{name}", f"--{name}") for argument in own for name in WANTED)
+
+
+def of_main(values: flags.FlagValues) -> str:
+    """The main module's words, and all flags that no library has defined."""
+    own = [
+        flag
+        for module, defined in values.flags_by_module_dict().items()
+        if module.split(".")[0] not in LIBRARIES
+        for flag in defined
+    ]
+    words = sys.modules["__main__"].__doc__ or ""
+    return text(words, {"Flags": [described(flag) for flag in own]})
+
+
+def text(words: str, groups: Mapping[str, Iterable[str]]) -> str:
+    """The help.
+
+    Args:
+        words: what the command is for.
+        groups: heading -> descriptions of flags, as of `described`. Empty groups are left out.
+    """
+    parts = [words.strip()]
+    for heading, descriptions in groups.items():
+        flags_of_group = "\n".join(descriptions)
+        if flags_of_group:
+            parts.append(f"{heading}:\n\n{flags_of_group}")
+    return "\n\n".join(parts) + "\n"
+
+
+def described(flag: flags.Flag, default: str | None = None, more: str = "") -> str:
+    """A flag's name and values on one line; below it what it means, and its default.
+
+    Args:
+        flag: any.
+        default: in words. Default: the flag's own, if it has one.
+        more: a sentence to add.
+    """
+    meaning = flag.help or ""
+    if _choices(flag):  # absl puts them before the words
+        meaning = meaning.removeprefix(f"<{'|'.join(_choices(flag))}>: ")
+    meaning = " ".join(meaning.split())
+    meaning = meaning[:1].upper() + meaning[1:] + ("" if meaning.endswith(".") else ".")
+    if default is None and flag.default is not None:
+        default = value_text(flag.default)
+    if default is not None:
+        default = default.replace(",", ", ") if len(default) > 80 else default
+        meaning += f" Default:\N{NO-BREAK SPACE}{default}."
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    lines = textwrap.fill(
+        f"{meaning} {more}".strip(),
+        max(40, width),
+        initial_indent=" " * 6,
+        subsequent_indent=" " * 6,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return f"  {_usage(flag)}\n{lines}".replace("\N{NO-BREAK SPACE}", " ")
+
+
+def value_text(value: Any) -> str:
+    """A flag's value as one would type it; a small number as 0.0003, not 3e-04."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(value_text(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.10f}".rstrip("0").rstrip(".")
+    return str(value) if value != "" else "none"
+
+
+def _usage(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    if _choices(flag):
+        return f"--{flag.name}={'|'.join(_choices(flag))}"
+    kinds = {"int": "N", "float": "X"}
+    value = kinds.get(flag.parser.flag_type(), "DIR" if flag.name.endswith("_dir") else "VALUE")
+    return f"--{flag.name}={getattr(flag.parser, 'placeholder', value)}"
+
+
+def _choices(flag: flags.Flag) -> list[str]:
+    return list(getattr(flag.parser, "enum_values", None) or [])

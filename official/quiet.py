@@ -2,11 +2,13 @@
 themselves.
 """
 
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
-from official.errors import RunError
+from official.errors import RunError, errors_in_one_line
 
 
 def import_tensorflow() -> None:
@@ -20,21 +22,27 @@ def import_tensorflow() -> None:
     shown = "TF_CPP_MIN_LOG_LEVEL" in os.environ
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     set_environment()
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        if not shown:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 2)
+    with errors_in_one_line(), contextlib.nullcontext() if shown else _silence():
         import keras
         import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A user's keras.json may say otherwise.
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is written to stderr, not even by native libraries."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def set_environment() -> None:

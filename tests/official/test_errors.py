@@ -211,3 +211,16 @@ def test_the_quickstart_ends_so_too(tmp_path):
     (tmp_path / "file").write_text("mine")
     done = command("auto_deeplab/quickstart.py", f"--output_dir={tmp_path / 'file'}")
     assert (done.returncode, done.stderr) == (1, f"error: {tmp_path / 'file'}: File exists\n")
+
+
+def test_a_tensorflow_that_cannot_be_imported_is_one_line(tmp_path):
+    # A stand-in for an installation that is broken: Python finds it first.
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('libtensorflow_cc.so.2 is missing')")
+    code = "from official.quiet import import_tensorflow; import_tensorflow()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "libtensorflow_cc.so.2 is missing" in line
+    assert line.startswith("error: ") and str(tmp_path / "auto_deeplab-") in line

@@ -2,7 +2,9 @@
 themselves.
 """
 
+import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -29,6 +31,9 @@ def import_tensorflow() -> None:
     # A user's keras.json may say otherwise.
     keras.config.set_image_data_format("channels_last")
     keras.config.set_floatx("float32")
+    # Else Python looks through large graphs once more at the end, and takes them apart: a minute,
+    # after a search, in which nothing happens that anyone needs.
+    atexit.register(gc.freeze)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
 """Every test process has two logical CPUs, so that tests can run two replicas without GPUs."""
 
+import atexit
+import gc
+
 from official.quiet import set_environment
 
 set_environment()  # as commands do, before TensorFlow is imported
+atexit.register(gc.freeze)  # as commands do
 
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402

@@ -129,3 +129,22 @@ except RunError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "backend jax" in done.stdout and "KERAS_BACKEND=tensorflow" in done.stdout, done.stderr
+
+
+def test_a_command_ends_without_taking_its_graphs_apart():
+    # Objects in a cycle, as graphs are, go when the collector looks at them, or never.
+    code = """
+from official.quiet import import_tensorflow
+import_tensorflow()
+class Graph:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("taken apart")
+import gc
+gc.disable()  # until the end
+Graph()
+gc.enable()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -23,10 +23,11 @@ if __name__ == "__main__":
     from absl import flags
 
     from auto_deeplab import mode_flags
-    from official.errors import answer_help
+    from official.errors import answer_help, errors_in_one_line
     from official.quiet import import_tensorflow
 
-    answer_help(partial(mode_flags.help_text, flags.FLAGS))  # before TensorFlow takes its seconds
+    with errors_in_one_line():  # before TensorFlow takes its seconds
+        answer_help(partial(mode_flags.help_text, flags.FLAGS))
     import_tensorflow()
 
 import keras
@@ -362,7 +363,7 @@ def predict_mode() -> None:
         )
     strategy, record = start(), trained_record()
     class_names, palette = record["class_names"], record["palette"]
-    # A run's flags.cfg names its data: --input says that other pictures are meant.
+    # A flagfile may name the data: --input says that other pictures are meant.
     description = None if FLAGS.input else read_data()
     if description:
         check_classes(record, description)

@@ -651,7 +651,7 @@ def check_model_dir(identity: run_record.Record) -> None:
 def longer_run(flag: str, recorded: int, value: int) -> str:
     """Why a run cannot be made longer, and the command of what can be done instead."""
     old = FLAGS.model_dir
-    replaced = ("--model_dir=", "--init_checkpoint=")
+    replaced = ("--model_dir=", "--init_checkpoint=", "--checkpoint=")
     kept = [argument for argument in sys.argv[1:] if not argument.startswith(replaced)]
     command = ["python", sys.argv[0], *kept, f"--model_dir={old.rstrip('/')}_{value}"]
     why = (
@@ -665,7 +665,7 @@ def longer_run(flag: str, recorded: int, value: int) -> str:
         )
     if FLAGS.genotype is None:
         command.append(f"--genotype={os.path.join(old, run_record.GENOTYPE)}")
-    command.append(f"--init_checkpoint={old}")
+    command.append(f"--init_checkpoint={FLAGS.checkpoint or old}")
     return f"{why}: to go on from its weights, begin another run: {shlex.join(command)}"
 
 
@@ -682,12 +682,17 @@ def check_init_checkpoint(genotype: Genotype) -> None:
         record = run_record.beside(prefix)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
+    if record and record["mode"] != "train":
+        raise UsageError(
+            f"{flag} is a run of --mode={record['mode']}, whose weights are no network's: give a "
+            "training, or leave the flag away"
+        )
     try:
         check_genotype(genotype, prefix)
     except RunError as error:
         beside = os.path.join(os.path.dirname(os.path.dirname(prefix)), run_record.GENOTYPE)
         raise UsageError(f"{flag}: {error}; give --genotype={beside}") from None
-    there = {name: record["identity"].get(name) for name in NETWORK_SHAPE} if record else {}
+    there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
     wanted = [
         f"--{name}={run_record.short(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()

@@ -233,9 +233,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "num_classes",
     None,
-    "The number of classes. It is needed for shards of DeepLab's own scripts, which do not say it, "
-    "and by profile without --model_dir; for other data it is compared with theirs and can be left "
-    "away.",
+    "The number of classes: of shards of DeepLab's own scripts, which do not say it, and of the "
+    "network that profile counts without --model_dir. Other data, and runs, know their own, which "
+    "must be this one then.",
 )
 flags.DEFINE_integer(
     "ignore_label",

@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from official.progress import duration
 CLEARLY = 1.5
 """So many times further than chance is more than chance: noise would then be 1 / CLEARLY ** 2,
 44 %, of the logits' variance. The spread of pure noise itself varies by a tenth."""
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 def of_search(
@@ -53,7 +50,7 @@ def of_search(
         *_warning({"alpha": edges, "beta": nodes}, learning_rate, updates),
         "next, train what was found: "
         + _command(
-            *("--mode=train", f"--flagfile={_from_here(CONFIGS / 'train_small.cfg')}"),
+            *("--mode=train", "--flagfile=train_small.cfg"),
             f"--genotype={os.path.join(model_dir, 'genotype.json')}",
             *(f"--data_dir={data_dir}", f"--model_dir={model_dir.rstrip('/')}_train"),
             f"--crop_size={','.join(map(str, crop_size))}",
@@ -152,9 +149,3 @@ def _miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
 def _command(*flags: str) -> str:
     """The command as it was typed, with other flags; to copy."""
     return shlex.join(["python", sys.argv[0], *flags])
-
-
-def _from_here(path: Path) -> str:
-    """A path as short as one would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

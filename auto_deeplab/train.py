@@ -23,10 +23,11 @@ if __name__ == "__main__":
     from absl import flags
 
     from auto_deeplab import mode_flags
-    from official.errors import answer_help
+    from official.errors import answer_help, errors_in_one_line
     from official.quiet import import_tensorflow
 
-    answer_help(partial(mode_flags.help_text, flags.FLAGS))  # before TensorFlow takes its seconds
+    with errors_in_one_line():  # before TensorFlow takes its seconds
+        answer_help(partial(mode_flags.help_text, flags.FLAGS))
     import_tensorflow()
 
 import keras
@@ -362,7 +363,7 @@ def predict_mode() -> None:
         )
     strategy, record = start(), trained_record()
     class_names, palette = record["class_names"], record["palette"]
-    # A run's flags.cfg names its data: --input says that other pictures are meant.
+    # A flagfile may name the data: --input says that other pictures are meant.
     description = None if FLAGS.input else read_data()
     if description:
         check_classes(record, description)
@@ -650,7 +651,7 @@ def check_model_dir(identity: run_record.Record) -> None:
 def longer_run(flag: str, recorded: int, value: int) -> str:
     """Why a run cannot be made longer, and the command of what can be done instead."""
     old = FLAGS.model_dir
-    replaced = ("--model_dir=", "--init_checkpoint=")
+    replaced = ("--model_dir=", "--init_checkpoint=", "--checkpoint=")
     kept = [argument for argument in sys.argv[1:] if not argument.startswith(replaced)]
     command = ["python", sys.argv[0], *kept, f"--model_dir={old.rstrip('/')}_{value}"]
     why = (
@@ -664,7 +665,7 @@ def longer_run(flag: str, recorded: int, value: int) -> str:
         )
     if FLAGS.genotype is None:
         command.append(f"--genotype={os.path.join(old, run_record.GENOTYPE)}")
-    command.append(f"--init_checkpoint={old}")
+    command.append(f"--init_checkpoint={FLAGS.checkpoint or old}")
     return f"{why}: to go on from its weights, begin another run: {shlex.join(command)}"
 
 
@@ -681,12 +682,17 @@ def check_init_checkpoint(genotype: Genotype) -> None:
         record = run_record.beside(prefix)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
+    if record and record["mode"] != "train":
+        raise UsageError(
+            f"{flag} is a run of --mode={record['mode']}, whose weights are no network's: give a "
+            "training, or leave the flag away"
+        )
     try:
         check_genotype(genotype, prefix)
     except RunError as error:
         beside = os.path.join(os.path.dirname(os.path.dirname(prefix)), run_record.GENOTYPE)
         raise UsageError(f"{flag}: {error}; give --genotype={beside}") from None
-    there = {name: record["identity"].get(name) for name in NETWORK_SHAPE} if record else {}
+    there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
     wanted = [
         f"--{name}={run_record.short(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()

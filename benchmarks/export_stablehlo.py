@@ -26,6 +26,7 @@ from absl import flags
 from benchmarks.search_step import Setting, define_flags
 from official.errors import UsageError, run_app
 from official.files import write_atomically
+from official.paths import define_path
 
 ALIAS = re.compile(r"\{(\d+)\}: \((\d+), \{\}")
 
@@ -61,6 +62,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    flags.DEFINE_string("output", None, "the file to write")
+    define_path("output", None, "the file to write")
     flags.DEFINE_enum("step", "weights", ["weights", "architecture"], "which of the two")
     run_app(main)

@@ -23,6 +23,22 @@ if __name__ == "__main__":
 
 import tensorflow as tf
 
+from official import distribution
+from official.errors import UsageError
+
+
+def set_precision(precision: str) -> None:
+    """Sets what layers compute in, as distribution.set_precision, where this processor computes so.
+
+    Raises:
+        UsageError: it would compute in float32 instead.
+    """
+    if distribution.set_precision(precision) != precision:
+        raise UsageError(
+            f"--precision={precision} brings nothing on this processor, which has no instructions "
+            "for it, and is not measured: leave it away"
+        )
+
 
 def seconds(function: Callable[[], Any], times: int) -> float:
     """The median time of a call."""

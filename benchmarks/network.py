@@ -50,6 +50,7 @@ from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, optimizers
 from official.errors import UsageError, run_app
+from official.paths import define_path
 from official.training_step import mean_loss, minimize, pixels_of_all_replicas
 
 FILTER_MULTIPLIERS = {"S": 20, "M": 32, "L": 48}
@@ -142,7 +143,7 @@ def measured(
 def train(values: dict[str, Any]) -> Row:
     """A step as --mode=train makes it."""
     strategy = distribution.make_strategy("one_device")
-    distribution.set_precision(values["precision"])
+    machine.set_precision(values["precision"])
     with strategy.scope():
         training = Retrain(
             new_network(values["genotype"], values["size"]),
@@ -159,7 +160,7 @@ def train(values: dict[str, Any]) -> Row:
 
 def inference(values: dict[str, Any]) -> Row:
     """Labels out of the SavedModel."""
-    distribution.set_precision(values["precision"])
+    machine.set_precision(values["precision"])
     network = new_network(values["genotype"], values["size"])
     images = random_images(1, values["height"], values["width"])
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +175,7 @@ def inference(values: dict[str, Any]) -> Row:
 def keras_hub_train(values: dict[str, Any]) -> Row:
     """The same loss and optimizer around keras-hub's model."""
     strategy = distribution.make_strategy("one_device")
-    distribution.set_precision(values["precision"])
+    machine.set_precision(values["precision"])
     with strategy.scope():
         model = keras_hub_model()
         optimizer = optimizers.sgd(0.05, l2=4e-5, decays=optimizers.is_kernel)
@@ -196,7 +197,7 @@ def keras_hub_train(values: dict[str, Any]) -> Row:
 
 def keras_hub_inference(values: dict[str, Any]) -> Row:
     """Labels out of a graph around keras-hub's model."""
-    distribution.set_precision(values["precision"])
+    machine.set_precision(values["precision"])
     model = keras_hub_model()
     images = random_images(1, multiple_of_32(values["height"]), multiple_of_32(values["width"]))
 
@@ -260,7 +261,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("size", "S", list(FILTER_MULTIPLIERS), "of Table 2")
-    flags.DEFINE_string("genotype", "published", "a preset's name or a genotype.json")
+    define_path("genotype", "published", "a preset's name or a genotype.json")
     flags.DEFINE_integer("crop_size", 769, "side of the crops in training", lower_bound=1)
     flags.DEFINE_integer("batch_size", 2, "crops of a training step", lower_bound=2)
     flags.DEFINE_integer("height", 1024, "of the image to label", lower_bound=1)

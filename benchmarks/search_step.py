@@ -88,7 +88,7 @@ class Setting:
         """A new search on the first device, with TensorFlow set up as --mode=search does."""
         distribution.expect_many_operations()
         strategy = distribution.make_strategy("one_device")
-        distribution.set_precision(self.precision)
+        machine.set_precision(self.precision)
         with strategy.scope():
             return Search(
                 self.supernet(),

@@ -271,6 +271,9 @@ def test_a_longer_training_is_another_run_whose_command_is_told(root, tmp_path):
     assert done.code == USAGE and "--train_steps is 3, but 2 in the run" in done.error
     python, script, *command = shlex.split(done.error.partition("begin another run: ")[2])
     assert (python, script) == ("python", "auto_deeplab/train.py")
+    older = f"checkpoint={run / 'checkpoints' / 'ckpt-1'}"
+    done = train_here(*arguments, f"--model_dir={run}", "--train_steps=3", f"--{older}")
+    assert [word for word in shlex.split(done.error) if "ckpt" in word] == [f"--init_{older}"]
     done = train_here(*command)
     assert done.code == 0 and "train starts at step 0 of 3" in done.stderr
     record = json.loads((tmp_path / "my run_3" / "run.json").read_text())

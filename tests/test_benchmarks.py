@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import machine
+from official import convolutions
+from official.errors import UsageError
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -111,3 +115,10 @@ def test_network(tmp_path):
     # means is next to nothing.
     ratio = results["train"]["gflop"] / results["inference"]["gflop"]
     assert ratio == pytest.approx(6 * 9 * 9 / (9 * 17), rel=0.1)
+
+
+def test_what_would_be_computed_in_float32_is_not_measured_as_bfloat16(monkeypatch):
+    monkeypatch.setattr(convolutions, "computes_well", lambda dtype: False)
+    with pytest.raises(UsageError, match="--precision=bfloat16 brings nothing"):
+        machine.set_precision("bfloat16")
+    machine.set_precision("float32")

@@ -316,6 +316,16 @@ def test_documented_commands_give_flags_of_their_mode():
         assert names <= own(mode), (file.name, mode, names - own(mode))
 
 
+def test_the_documented_table_of_flags_is_complete_and_true():
+    text = (ROOT / "docs" / "commands.md").read_text().partition("## Flags")[2]
+    assert set(re.findall(r"--(\w+)", text)) >= USED.keys()
+    rows = re.findall(r"^\| ([\w, ]+) \| (.*--.*) \|$", text, re.M)
+    assert len(rows) > 10
+    for modes, names in rows:
+        for mode in MODES.keys() & set(re.findall(r"\w+", modes)):
+            assert set(re.findall(r"--(\w+)", names)) <= own(mode), modes
+
+
 @pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.cfg")))
 def test_flagfiles_hold_flags_of_their_mode(config):
     text = (CONFIGS / config).read_text()

@@ -16,7 +16,7 @@ from tests.miniature import write_cityscapes
 
 STRANGE = """-a b, c=#d'e"f%s;g&h$i@2(j){k}!~l]é日"""
 PATTERN = "".join(PATTERN_CHARACTERS)
-NO_PATHS = {"dataset", "split", "train_split", "eval_split"}
+NO_PATHS = {"dataset", "split", "train_split", "eval_split", "vary"}
 TRAIN_PATHS = {
     *("data_dir", "model_dir", "output_dir", "input", "checkpoint", "init_checkpoint"),
     *("genotype", "cost_table", "export_dir"),
@@ -124,7 +124,7 @@ def test_patterns_are_refused_where_checkpoints_are(tmp_path, monkeypatch, name,
 
 def test_no_command_has_a_path_flag_of_its_own_kind():
     found = set()
-    for folder in ("auto_deeplab", "official", "tfrecords_tools"):
+    for folder in ("auto_deeplab", "official", "tfrecords_tools", "benchmarks"):
         for file in (ROOT / folder).glob("*.py"):
             found |= set(re.findall(r'DEFINE_\w*string\(\s*"(\w+)"', file.read_text()))
     assert found == NO_PATHS

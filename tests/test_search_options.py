@@ -77,11 +77,16 @@ def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
     assert done.code == 0, done.stderr
     assert "cell 1:" in done.stderr and "cell of each layer: 0 1" in done.stderr
     assert (directory / "genotype.json").read_bytes() == before
-    done = train_here(
+    training = (
         *("--mode=train", f"--genotype={directory / 'genotype.json'}", *TINY_NETWORK),
         *(f"--data_dir={root / 'data'}", f"--model_dir={root / 'train'}"),
         *("--train_steps=2", "--batch_norm_decay=0.1"),
     )
+    done = train_here(*training, f"--init_checkpoint={directory}")
+    assert done.code == 2 and f"--init_checkpoint={directory} is a run of --mode=search" in (
+        done.error
+    )
+    done = train_here(*training)
     assert done.code == 0, done.stderr
     assert genotype.load(root / "train" / "genotype.json").cell_of_layer == (0, 1)
 

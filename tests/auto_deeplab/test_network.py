@@ -348,6 +348,19 @@ def test_mixed_precision(small, precision):
     assert np.abs(logits - exact).max() < 0.1 * np.abs(exact).max()
 
 
+def test_a_keras_that_puts_channels_first_changes_nothing(small):
+    # auto_deeplab.load may be called where keras.json says so.
+    batch = images(1, 33, 49)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = build()
+        network.set_weights(small.get_weights())
+        logits = network(batch)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_array_equal(logits, small(batch))
+
+
 def test_a_cell_joins_all_blocks_and_halves_at_stride_2():
     cell = Cell(CELL, 3, stride=2, batch_norm=BATCH_NORM)
     first = images(1, 9, 9)

@@ -8,6 +8,7 @@ import pytest
 
 from auto_deeplab import decoding, search_space, summary
 from official import optimizers
+from tests.command import CONFIGS
 
 LAYERS, BLOCKS = 3, 2
 
@@ -84,12 +85,14 @@ def test_best_and_last():
     assert "val mIoU" not in said(1.0)
 
 
-def test_the_next_commands_can_be_copied(monkeypatch, tmp_path):
+def test_the_next_commands_can_be_copied(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["auto_deeplab/train.py"])
     command = shlex.split(line(said(1.0), "next, train").partition(": ")[2])
     assert command[:3] == ["python", "auto_deeplab/train.py", "--mode=train"]
     assert {"--genotype=runs/a b/genotype.json", "--data_dir=data"} <= set(command)
     assert {"--model_dir=runs/a b_train", "--crop_size=65,97"} <= set(command)
+    (flagfile,) = [word.partition("=")[2] for word in command if word.startswith("--flagfile=")]
+    assert (CONFIGS / flagfile).is_file()  # where short names are found
     text = summary.of_training([], seconds=1, model_dir="it's", data_dir="data")
     command = shlex.split(line(text, "next, all").partition(": ")[2])
     assert command[2:] == ["--mode=eval", "--data_dir=data", "--model_dir=it's"]

@@ -194,11 +194,12 @@ def test_helpfull_is_no_failure():
 
 def test_a_reader_that_has_seen_enough():
     # Far more than a pipe holds, and so little that it is written when Python ends.
-    for count in (100_000, 1):
+    many, one = (["-c", SMALL, f"--count={count}"] for count in (100_000, 1))
+    for arguments in (many, one, ["auto_deeplab/train.py", "--help"]):
         read, write = os.pipe()
         os.close(read)
         done = subprocess.run(
-            [sys.executable, "-c", SMALL, f"--count={count}"],
+            [sys.executable, *arguments],
             cwd=ROOT,
             stdout=write,
             stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official.convolutions import conv2d
+from official.convolutions import conv2d, exportable_depthwise_conv2d
 from official.normalization import BatchNorm, MakeBatchNorm
 from official.resizing import resize_bilinear, sides
 
@@ -143,14 +143,8 @@ class SeparableNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[N, H, W, C] -> [N, ceil(H / stride), ceil(W / stride), filters]."""
-        # Not the raw operation: its filter gradient at rate 2 is wrong on CPUs.
-        x = tf.nn.depthwise_conv2d(
-            tf.nn.relu(x),
-            self.depthwise_kernel,
-            [1, self.stride, self.stride, 1],
-            "SAME",
-            dilations=[self.rate, self.rate],
-        )
+        kernel = tf.convert_to_tensor(self.depthwise_kernel)
+        x = exportable_depthwise_conv2d(tf.nn.relu(x), kernel, self.stride, self.rate)
         return convolve_and_normalize(x, self.pointwise_kernel, self.norm, training)
 
 

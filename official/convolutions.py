@@ -158,6 +158,27 @@ def depthwise_conv2d(x: tf.Tensor, kernel: tf.Tensor, rate: int = 1) -> tf.Tenso
     return convolution(x, kernel)
 
 
+def exportable_depthwise_conv2d(
+    x: tf.Tensor, kernel: tf.Tensor, stride: int = 1, rate: int = 1
+) -> tf.Tensor:
+    """Depthwise convolution, SAME, of operations that every machine has: for graphs that travel.
+
+    Args:
+        x: floats [N, H, W, C].
+        kernel: like x, [k, k, C, 1]; its sizes are known.
+        stride: of the result's pixels.
+        rate: the distance of the kernel's taps, in pixels; stride or rate is 1.
+
+    Returns:
+        like x, [N, ceil(H / stride), ceil(W / stride), C].
+    """
+    if not computes_well(x.dtype):
+        convolution = functools.partial(exportable_depthwise_conv2d, stride=stride, rate=rate)
+        return _in_float32(convolution, x, kernel)
+    strides, dilations = [1, stride, stride, 1], [rate, rate]
+    return tf.nn.depthwise_conv2d(x, kernel, strides, "SAME", dilations=dilations)
+
+
 def filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int, rate: int) -> tf.Tensor:
     """The gradient by a depthwise kernel, [size, size, C, 1], from x and dy, [N, H, W, C].
 

@@ -135,6 +135,23 @@ def test_depthwise_of_any_size_in_one_trace(rate):
 
 @pytest.mark.every_machine
 @pytest.mark.usefixtures("any_kernels")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("stride", "rate"), [(1, 1), (2, 1), (1, 2)])
+def test_exportable_depthwise(dtype, stride, rate):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.uniform(size=(1, 41, 41, 8)), dtype)
+    kernel = tf.constant(rng.normal(size=(3, 3, 8, 1)), dtype)
+    side = -(-41 // stride)
+    direction = tf.constant(rng.uniform(size=(1, side, side, 8)), dtype)
+    assert_equal_to_plain(
+        functools.partial(convolutions.exportable_depthwise_conv2d, stride=stride, rate=rate),
+        lambda x, kernel: reference.depthwise(x, kernel, rate)[:, ::stride, ::stride],
+        *(x, kernel, direction),
+    )
+
+
+@pytest.mark.every_machine
+@pytest.mark.usefixtures("any_kernels")
 @pytest.mark.parametrize("rate", [1, 2])
 def test_depthwise_in_bfloat16(rate):
     # 41 * 41 pixels: a gradient by the kernel that was added up in bfloat16 would be far off.

@@ -259,7 +259,7 @@ def _gives(function: Callable[[], tf.Tensor], wanted: Callable[[], tf.Tensor]) -
 
 @functools.cache
 def computes_well(dtype: tf.DType) -> bool:
-    """Whether convolutions of this type are right here, and worth having; else float32 is used."""
+    """Whether kernels for this type are right here, and worth having; else float32 is used."""
     if dtype != tf.bfloat16 or not _only_cpus():
         return True
 

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from official.convolutions import computes_well
 from official.resizing import dimensions
 
 Statistics = tuple[tf.Tensor, tf.Tensor]
@@ -41,6 +42,10 @@ def normalize_batch(
         (y like x, mean float32 [C], unbiased variance float32 [C]); no gradient flows from the two
         statistics, which are for moving averages.
     """
+    if not computes_well(x.dtype):
+        wide = tf.cast(x, tf.float32)
+        y, mean, variance = normalize_batch(wide, scale, offset, epsilon, synchronized)
+        return tf.cast(y, x.dtype), mean, variance
     context = tf.distribute.get_replica_context()
     if not synchronized or context is None or context.num_replicas_in_sync == 1:
         y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(

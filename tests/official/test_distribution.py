@@ -84,8 +84,8 @@ def test_precision(precision, instructions, monkeypatch):
     try:
         assert distribution.set_precision(precision) == expected
         layer = keras.layers.Dense(1)
-        assert layer(tf.ones([1, 1])).dtype == expected
-        assert layer.kernel.dtype == "float32"
+        layer.build([1, 1])
+        assert layer.compute_dtype == expected and layer.kernel.dtype == "float32"
     finally:
         keras.config.set_dtype_policy(before)
     with pytest.raises(UsageError, match="--precision=fp16"):

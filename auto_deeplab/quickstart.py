@@ -36,7 +36,7 @@ SECONDS = {
     "convert, half size": 4,
     "check": 4,
     "search": 60,
-    "train": 110,
+    "train": 130,
     "evaluate": 5,
     "predict": 5,
     "export": 5,

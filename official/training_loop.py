@@ -20,7 +20,7 @@ from official.training_step import Losses
 
 Row = dict[str, Any]
 
-BUILDING = "building the graph, which takes half a minute or more"
+BUILDING = "building the graph, which can take a minute"
 
 
 class _History:

@@ -168,7 +168,7 @@ def test_depthwise_in_bfloat16(rate):
 
 @pytest.mark.every_machine
 def test_missing_kernels_are_noticed():
-    """What the two probes say is what TensorFlow does."""
+    """What the probe for gradients says is what TensorFlow does."""
     x, kernel = tf.ones([1, 9, 9, 4]), tf.ones([3, 3, 2, 4])
     for rate in (1, 2):
         with tf.GradientTape() as tape:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from official import normalization
 from official.normalization import BatchNorm, PackedNorm, moving_average, normalize_batch
 
 EPSILON = 1e-3
@@ -115,6 +116,20 @@ def test_half_precision_keeps_the_dtype_and_float32_statistics(dtype):
     np.testing.assert_allclose(tf.cast(y, tf.float32), wanted[0], atol=0.05)
     np.testing.assert_allclose(mean, wanted[1], atol=0.01)
     np.testing.assert_allclose(variance, wanted[2], rtol=0.02)
+
+
+@pytest.mark.every_machine
+def test_bfloat16_without_kernels_is_computed_in_float32(monkeypatch):
+    monkeypatch.setattr(normalization, "computes_well", lambda dtype: dtype != tf.bfloat16)
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 5, 7, 3], tf.bfloat16)])
+    def normalized(x):
+        return normalize_batch(x, tf.ones([3]), tf.zeros([3]), EPSILON)
+
+    graph = normalized.get_concrete_function().graph
+    (kernel,) = [op for op in graph.get_operations() if op.type == "FusedBatchNormV3"]
+    assert kernel.inputs[0].dtype == tf.float32
+    assert [t.dtype for t in graph.structured_outputs] == [tf.bfloat16, tf.float32, tf.float32]
 
 
 def chain(x, w, norm):

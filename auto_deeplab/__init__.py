@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auto_deeplab.network import Network
+    from auto_deeplab.network.network import Network
 
 
 def load(
@@ -34,7 +34,7 @@ def load(
     from official.quiet import set_environment
 
     set_environment()
-    from auto_deeplab.trained import trained_network
+    from auto_deeplab.runs.saved_network import trained_network
 
     path = None if checkpoint is None else os.fspath(checkpoint)
     return trained_network(os.fspath(model_dir), path)[0]

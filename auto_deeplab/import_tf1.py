@@ -26,12 +26,12 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from auto_deeplab import genotype as genotypes
-from auto_deeplab import run_record
-from auto_deeplab.genotype import Genotype
-from auto_deeplab.network import Network
-from auto_deeplab.tf1_names import tf1_name
-from auto_deeplab.trained import new_network
+from auto_deeplab.network.network import Network
+from auto_deeplab.runs import run_record
+from auto_deeplab.runs.saved_network import new_network
+from auto_deeplab.runs.tf1_names import tf1_name
+from auto_deeplab.space import genotype as genotypes
+from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, differences, reading
 from official.errors import RunError, UsageError, run_app

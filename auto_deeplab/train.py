@@ -22,7 +22,7 @@ if __name__ == "__main__":
         sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from absl import flags
 
-    from auto_deeplab import mode_flags
+    from auto_deeplab.modes import mode_flags
     from official.errors import answer_help, errors_in_one_line
     from official.quiet import import_tensorflow
 
@@ -34,51 +34,51 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from auto_deeplab import (
-    confusion,
-    cost,
-    cost_table,
-    decoding,
-    expected_cost,
-    figures,
-    flag_definitions,
-    mode_flags,
-    retrain,
-    run_record,
-    search,
-    summary,
-)
-from auto_deeplab import genotype as genotypes
-from auto_deeplab.architecture import Architecture
-from auto_deeplab.evaluation import Logits, class_table, split_evaluator, write_metrics
-from auto_deeplab.export import export
-from auto_deeplab.flag_definitions import (
+from auto_deeplab.budget import cost_table, expected_cost
+from auto_deeplab.modes import flag_definitions, mode_flags
+from auto_deeplab.modes.flag_definitions import (
     CONFIGS,
     DEFAULTS,
     NEEDED,
     SEARCH_IDENTITY,
     TRAIN_IDENTITY,
 )
-from auto_deeplab.genotype import Genotype
-from auto_deeplab.network import Network
-from auto_deeplab.prediction import picture_files, predict, split_images
-from auto_deeplab.run_record import NETWORK, NETWORK_SHAPE
-from auto_deeplab.submission import Submission, new_submission
-from auto_deeplab.supernet import SuperNet
-from auto_deeplab.trained import check_genotype, find_checkpoint, new_network, trained_network
+from auto_deeplab.network.network import Network
+from auto_deeplab.network.retrain import Retrain
+from auto_deeplab.report import figures, summary
+from auto_deeplab.runs import run_record, saved_network
+from auto_deeplab.runs.run_record import NETWORK, NETWORK_SHAPE
+from auto_deeplab.runs.saved_network import (
+    check_genotype,
+    find_checkpoint,
+    new_network,
+    trained_network,
+)
+from auto_deeplab.search import bilevel
+from auto_deeplab.search.architecture import Architecture
+from auto_deeplab.search.supernet import SuperNet
+from auto_deeplab.space import decoding
+from auto_deeplab.space import genotype as genotypes
+from auto_deeplab.space.genotype import Genotype
 from official import (
     checkpoints,
+    confusion_matrix,
     distribution,
     input_pipeline,
+    model_cost,
     optimizers,
     preprocessing,
     schedules,
 )
 from official.errors import RunError, UsageError, run_app
+from official.evaluation import Logits, class_table, split_evaluator, write_metrics
+from official.export import export
 from official.files import make_directory
 from official.flagfiles import located
+from official.prediction import picture_files, predict, split_images
 from official.records import Description, explain, read_description
 from official.sizes import OWN_SIZE, Sizes
+from official.submission import Submission, new_submission
 from official.training_loop import Row, read_history, run
 
 FLAGS = flags.FLAGS
@@ -175,7 +175,7 @@ def search_mode() -> None:
             "phase": "weights" if in_phase_one else "weights and architecture",
             "learning_rate": float(rate(done - 1)),
             **evaluate(),
-            **search.report(architecture, searching.expected_cost()),
+            **bilevel.report(architecture, searching.expected_cost()),
         }
 
     def stream(number: int, first_step: int) -> Iterator[Any]:
@@ -192,7 +192,7 @@ def search_mode() -> None:
     rows = run(
         "search",
         searching.steps,
-        search.batches(stream_a, stream_b, start_step, first_search_step),
+        bilevel.batches(stream_a, stream_b, start_step, first_search_step),
         report,
         model_dir=FLAGS.model_dir,
         start_step=start_step,
@@ -203,7 +203,7 @@ def search_mode() -> None:
         save_every=FLAGS.save_every or report_every,
         report_every=report_every,
         steps_per_loop=FLAGS.steps_per_loop,
-        passes=search.passes(first_search_step, FLAGS.second_order),
+        passes=bilevel.passes(first_search_step, FLAGS.second_order),
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
@@ -316,8 +316,8 @@ def eval_mode() -> None:
     metrics, counts = evaluate()
     say(class_table(metrics))
     written, table, picture = evaluation_files(evaluation_name(record, description, step))
-    confusion.write(table, counts, metrics["class_names"])
-    confusion.draw(picture, counts, metrics, split=FLAGS.eval_split, step=step)
+    confusion_matrix.write(table, counts, metrics["class_names"])
+    confusion_matrix.draw(picture, counts, metrics, split=FLAGS.eval_split, step=step)
     line = write_metrics(written, metrics, split=FLAGS.eval_split, step=step, checkpoint=path)
     say(f"written: {written}, {table}, {picture}")
     print(line)
@@ -428,9 +428,9 @@ def profile_mode() -> None:
         identity = flag_defaults(NETWORK) | {name: FLAGS[name].value for name in NETWORK_SHAPE}
     say(genotype.describe())
     network = new_network(genotype, identity, num_classes)
-    parts = cost.count(network, tuple(FLAGS.crop_size))
-    print(cost.format_table(parts, tuple(FLAGS.crop_size)))
-    print(json.dumps(cost.summary(parts, tuple(FLAGS.crop_size))))
+    parts = model_cost.count(network, tuple(FLAGS.crop_size))
+    print(model_cost.format_table(parts, tuple(FLAGS.crop_size)))
+    print(json.dumps(model_cost.summary(parts, tuple(FLAGS.crop_size))))
 
 
 def write_cost_table() -> None:
@@ -577,7 +577,7 @@ def checked_cost_table() -> cost_table.CostTable | None:
     return table
 
 
-def cost_term(table: cost_table.CostTable | None) -> search.CostTerm | None:
+def cost_term(table: cost_table.CostTable | None) -> bilevel.CostTerm | None:
     """What a search with that table adds to the architecture's loss; None without one."""
     if table is None:
         return None
@@ -678,7 +678,7 @@ def check_init_checkpoint(genotype: Genotype) -> None:
         return
     flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
     try:
-        prefix = retrain.find_weights(FLAGS.init_checkpoint)
+        prefix = saved_network.find_weights(FLAGS.init_checkpoint)
         record = run_record.beside(prefix)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
@@ -838,7 +838,7 @@ def start_from_init_checkpoint(network: Network, description: Description) -> No
     """Gives the network the weights that --init_checkpoint names."""
     flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
     try:
-        other = retrain.initialize(network, FLAGS.init_checkpoint, description.class_names)
+        other = saved_network.initialize(network, FLAGS.init_checkpoint, description.class_names)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
     if other:
@@ -848,7 +848,7 @@ def start_from_init_checkpoint(network: Network, description: Description) -> No
 def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> Genotype:
     """Writes genotype.json and the figures of what alpha and beta stand for; returns the first."""
     meta = {"dataset": dataset, "seed": seed, "step": step}
-    genotype, beta = search.decoded(architecture, meta)
+    genotype, beta = bilevel.decoded(architecture, meta)
     directory = FLAGS.model_dir
     genotype.save(os.path.join(directory, run_record.GENOTYPE))
     figures.network(genotype, run_record.figure(directory, "network"), beta=beta)
@@ -898,7 +898,7 @@ def new_search(
     description: Description,
     strategy: tf.distribute.Strategy,
     table: cost_table.CostTable | None,
-) -> search.Search:
+) -> bilevel.Search:
     """Super-net, architecture and their optimizers; call it in the strategy's scope."""
     supernet = SuperNet(
         num_classes=description.num_classes,
@@ -912,7 +912,7 @@ def new_search(
         sync_batch_norm=FLAGS.sync_batch_norm,
         jit_compile=FLAGS.jit_compile,
     )
-    return search.Search(
+    return bilevel.Search(
         supernet,
         new_architecture({name: FLAGS[name].value for name in SEARCH_IDENTITY}),
         weight_optimizer=scaled(optimizers.sgd(rate, l2=FLAGS.weight_decay)),
@@ -934,7 +934,7 @@ def new_training(
     rate: Any,
     description: Description,
     strategy: tf.distribute.Strategy,
-) -> retrain.Retrain:
+) -> Retrain:
     """Network, optimizer and, if wanted, averages; call it in the strategy's scope."""
     arguments = (genotype, identity, description.num_classes, FLAGS.sync_batch_norm)
     network = new_network(*arguments)
@@ -947,7 +947,7 @@ def new_training(
         decays=optimizers.is_kernel,
         rate_factor=lambda variable: multiplier if id(variable) in last_layer else 1.0,
     )
-    return retrain.Retrain(
+    return Retrain(
         network,
         optimizer=scaled(optimizer),
         ignore_label=description.ignore_label,

@@ -32,13 +32,13 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from auto_deeplab import cost, search_space
-from auto_deeplab.architecture import Architecture
-from auto_deeplab.search import Batch, Search
-from auto_deeplab.supernet import RECOMPUTE, SuperNet
+from auto_deeplab.search.architecture import Architecture
+from auto_deeplab.search.bilevel import Batch, Search
+from auto_deeplab.search.supernet import RECOMPUTE, SuperNet
+from auto_deeplab.space import search_space
 from benchmarks import machine
 from benchmarks.machine import seconds
-from official import distribution, optimizers
+from official import distribution, model_cost, optimizers
 from official.errors import run_app
 
 SPACES = {"dense": search_space.OPERATIONS, "dil": search_space.DIL_OPERATIONS}
@@ -127,7 +127,7 @@ class Setting:
             return supernet(images, *searching.architecture.probabilities(), training=True)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
-        return 2 * cost.multiply_adds(forward, [images]) / 1e9
+        return 2 * model_cost.multiply_adds(forward, [images]) / 1e9
 
 
 def define_flags() -> None:

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image, ImageDraw
 
-from auto_deeplab import figures, genotype
+from auto_deeplab.report import figures
+from auto_deeplab.space import genotype
 from official.datasets import CITYSCAPES_PALETTE
 from official.drawing import draw_overlay, font
 

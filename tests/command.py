@@ -56,7 +56,7 @@ class Outcome:
 
 def train_here(*arguments: Any) -> Outcome:
     """python auto_deeplab/train.py arguments, in this process."""
-    from auto_deeplab import train  # defines the flags
+    from auto_deeplab import train
 
     argv = ["auto_deeplab/train.py", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()

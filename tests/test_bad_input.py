@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab import evaluation, retrain
+from auto_deeplab.network import retrain
+from official import evaluation
 from official.records import read_description
 from tests.command import (
     TINY_GENOTYPE,

@@ -9,10 +9,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from auto_deeplab import genotype, mode_flags, run_record, train
-from auto_deeplab.flag_definitions import DEFAULTS, NEEDED
-from auto_deeplab.run_record import NETWORK
-from auto_deeplab.trained import new_network
+from auto_deeplab import train
+from auto_deeplab.modes import mode_flags
+from auto_deeplab.modes.flag_definitions import DEFAULTS, NEEDED
+from auto_deeplab.runs import run_record
+from auto_deeplab.runs.run_record import NETWORK
+from auto_deeplab.runs.saved_network import new_network
+from auto_deeplab.space import genotype
 from official.flagfiles import expanded, located
 from tests.command import CONFIGS, ROOT
 

@@ -13,7 +13,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab import genotype, quickstart, quickstart_page
+from auto_deeplab import quickstart
+from auto_deeplab.report import quickstart_page
+from auto_deeplab.space import genotype
 from official.datasets import CITYSCAPES_PALETTE
 from official.records import read_description
 from tests.command import CONFIGS, ROOT, TINY_NETWORK, TINY_SEARCH, train_here, train_there

@@ -9,8 +9,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from auto_deeplab import cost_table, flag_definitions, mode_flags, supernet, train
-from auto_deeplab.flag_definitions import (
+from auto_deeplab import train
+from auto_deeplab.budget import cost_table
+from auto_deeplab.modes import flag_definitions, mode_flags
+from auto_deeplab.modes.flag_definitions import (
     DEFAULTS,
     MODES,
     NEEDED,
@@ -18,6 +20,7 @@ from auto_deeplab.flag_definitions import (
     TRAIN_IDENTITY,
     USED,
 )
+from auto_deeplab.search import supernet
 from official import distribution
 from official.errors import UsageError
 from tests.command import CONFIGS, ROOT, TINY_GENOTYPE, TINY_NETWORK, TINY_SEARCH, train_here

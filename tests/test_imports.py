@@ -1,4 +1,7 @@
-"""The direction of the imports: tfrecords_tools -> official <- auto_deeplab, and never upward."""
+"""The direction of the imports: tfrecords_tools -> official <- auto_deeplab, and never upward.
+
+Inside auto_deeplab they point down the floors of docs/architecture.md.
+"""
 
 import ast
 import json
@@ -16,6 +19,17 @@ ALLOWED = {
     "tfrecords_tools": {"tfrecords_tools", "official"},
 }
 MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
+
+FLOORS = (
+    {"train", "quickstart", "import_tf1"},  # commands
+    {"modes"},
+    {"runs"},
+    {"report"},
+    {"budget"},
+    {"search", "network"},
+    {"space"},
+)
+"""What is in auto_deeplab, from the top: each may import what is further down, and itself."""
 
 
 def imported_packages(source: str) -> set[str]:
@@ -43,10 +57,57 @@ def test_no_import_points_upward(path):
     assert ours <= ALLOWED[package]
 
 
-def test_pure_parts_need_no_tensorflow():
-    for name in ("search_space", "genotype", "decoding", "figures", "tf1_names", "page"):
-        packages = imported_packages((ROOT / "auto_deeplab" / f"{name}.py").read_text())
-        assert not packages & {"tensorflow", "keras"}, name
+def imported_modules(source: str, package: str) -> set[str]:
+    """What a module imports directly from a package: "b" for package.b, package.b.c, ..."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+    return found
+
+
+def test_the_floors_hold_all_of_auto_deeplab():
+    assert imported_modules("import a.b.c\nfrom a import d, e\nfrom a.f.g import h", "a") == {
+        *("b", "d", "e", "f")
+    }
+    there = {path.relative_to(ROOT / "auto_deeplab").parts[0] for path in MODULES_OF_METHOD}
+    assert {name.removesuffix(".py") for name in there} - {"__init__"} == set().union(*FLOORS)
+
+
+MODULES_OF_METHOD = [path for path in MODULES if path.is_relative_to(ROOT / "auto_deeplab")]
+
+
+@pytest.mark.parametrize(
+    "path", MODULES_OF_METHOD, ids=lambda path: str(path.relative_to(ROOT / "auto_deeplab"))
+)
+def test_no_import_points_to_a_higher_floor_or_sideways(path):
+    own = path.relative_to(ROOT / "auto_deeplab").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    (floor,) = (number for number, names in enumerate(FLOORS) if own in names)
+    below = set().union(*FLOORS[floor + 1 :])
+    assert imported_modules(path.read_text(), "auto_deeplab") <= {own, *below}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *(path.relative_to(ROOT) for path in (ROOT / "auto_deeplab" / "space").glob("*.py")),
+        *(Path("auto_deeplab/report") / f"{name}.py" for name in ("figures", "page")),
+        Path("auto_deeplab/runs/tf1_names.py"),
+        Path("auto_deeplab/modes/flag_definitions.py"),
+    ],
+    ids=str,
+)
+def test_what_is_plain_data_loads_no_tensorflow(module):
+    name = ".".join(module.with_suffix("").parts).removesuffix(".__init__")
+    code = f"import sys, {name}; print(*{{'tensorflow', 'keras'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_importing_the_package_does_not_load_tensorflow():
@@ -58,7 +119,7 @@ def test_importing_the_package_does_not_load_tensorflow():
 
 def test_no_module_bears_a_name_of_the_standard_library():
     # `python auto_deeplab/train.py` begins with that folder first on sys.path.
-    names = {path.stem for path in MODULES} | {"tests"}
+    names = {path.stem for path in MODULES if path.parent.parent == ROOT} | {"tests"}
     assert not names & sys.stdlib_module_names
 
 

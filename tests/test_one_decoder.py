@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from auto_deeplab.export import export
-from auto_deeplab.prediction import picture_files, read_picture
 from official.errors import RunError
+from official.export import export
 from official.input_pipeline import eval_images, train_batches
+from official.prediction import picture_files, read_picture
 from official.records import read_description
 from tfrecords_tools.convert import convert
 

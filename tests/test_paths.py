@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab import flag_definitions  # noqa: F401
 from official.paths import PATTERN_CHARACTERS
 from tests.command import ROOT, TINY_GENOTYPE, TINY_NETWORK, train_here
 from tests.miniature import write_cityscapes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auto_deeplab.trained import trained_network
+from auto_deeplab.runs.saved_network import trained_network
 from official import checkpoints, datasets
 from official.input_pipeline import eval_images
 from official.records import read_description

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from PIL import Image
 
-from auto_deeplab import genotype
+from auto_deeplab.space import genotype
 from tests.command import TINY_NETWORK, TINY_SEARCH, train_here
 from tests.miniature import write_cityscapes
 from tfrecords_tools.convert import convert

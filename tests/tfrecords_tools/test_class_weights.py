@@ -84,8 +84,6 @@ def test_the_line_is_a_flag_of_train(data_dir, tmp_path):
     assert "  average weight of a pixel: 1\n" in done.stderr
     assert "never seen, so weight 1: sidewalk, building, " in done.stderr
 
-    from auto_deeplab import train  # noqa: F401, defines the flags
-
     (tmp_path / "mine.cfg").write_text(f"# Of my own.\n--mode=train\n{line}\n")
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()

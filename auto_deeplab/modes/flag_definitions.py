@@ -1,0 +1,538 @@
+"""The flags of train.py: which modes use them, what they default to, which make up a run.
+
+Only train.py reads their values; mode_flags.py checks and explains them. TensorFlow is not imported
+here, so that `--help` is quick.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from auto_deeplab.runs.run_record import NETWORK
+from auto_deeplab.space import genotype, search_space
+from official import submission
+from official.paths import define_path
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = (_CONFIGS, _CONFIGS / "recipes")
+"""Where flagfiles are found by their names alone, also in an installed package."""
+
+MODES = {
+    "search": "searches an architecture: its cell and its path of resolutions",
+    "decode": "makes genotype.json and the figures again, from any checkpoint of a search",
+    "train": "trains the network of a genotype from its first weights on",
+    "eval": "evaluates a trained network on whole images",
+    "predict": "segments pictures, or the images of a split",
+    "export": "writes a trained network as a SavedModel",
+    "profile": "counts a network's parameters and multiply-adds",
+}
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "search": ("data_dir", "model_dir"),
+    "decode": ("model_dir",),
+    "train": ("data_dir", "model_dir"),
+    "eval": ("data_dir", "model_dir"),
+    "predict": ("model_dir", "output_dir"),
+    "export": ("model_dir",),
+    "profile": (),
+}
+"""The flags that each mode cannot do without."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "search": {
+        "crop_size": "321",
+        "batch_size": 2,
+        "learning_rate": 0.025,
+        "weight_decay": 3e-4,
+        "filter_multiplier": 8,
+    },
+    "train": {
+        "crop_size": "769",
+        "batch_size": 16,
+        "learning_rate": 0.05,
+        "weight_decay": 4e-5,
+        "filter_multiplier": 20,
+    },
+    "profile": {"crop_size": "1025,2049", "filter_multiplier": 20, "num_classes": 19},
+}
+"""What the mode decides when the flag is not given; the sources are in docs/paper.md."""
+
+_LEARNING = ("search", "train")
+_DATA = (*_LEARNING, "eval", "predict")
+_RUNNING = (*_DATA, "export", "profile")
+_SHAPE = (*_LEARNING, "profile")
+
+USED: dict[str, tuple[str, ...]] = {
+    "mode": tuple(MODES),
+    "data_dir": _DATA,
+    "model_dir": tuple(MODES),
+    "seed": _LEARNING,
+    "num_classes": (*_DATA, "export", "profile"),
+    "ignore_label": _DATA,
+    "train_split": _LEARNING,
+    "eval_split": _DATA,
+    "eval_every": _LEARNING,
+    "save_every": _LEARNING,
+    "max_eval_images": (*_LEARNING, "eval"),
+    "checkpoint": ("search", "decode", "train", "eval", "predict", "export"),
+    "distribution_strategy": _RUNNING,
+    "precision": _RUNNING,
+    "sync_batch_norm": _LEARNING,
+    "jit_compile": _LEARNING,
+    "steps_per_loop": _LEARNING,
+    "deterministic": _RUNNING,
+    "crop_size": _SHAPE,
+    "batch_size": _LEARNING,
+    "random_scale": _LEARNING,
+    "random_crop": _LEARNING,
+    "random_flip": _LEARNING,
+    "cache_data": _LEARNING,
+    "learning_rate": _LEARNING,
+    "weight_decay": _LEARNING,
+    "filter_multiplier": _SHAPE,
+    "stem_filters": _SHAPE,
+    "class_weights": _LEARNING,
+    "epochs": ("search",),
+    "alpha_start_epoch": ("search",),
+    "min_learning_rate": ("search",),
+    "arch_learning_rate": ("search",),
+    "arch_weight_decay": ("search",),
+    "operations": ("search", "profile"),
+    "num_layers": ("search", "profile"),
+    "num_blocks": ("search", "profile"),
+    "recompute": ("search",),
+    "alpha_sharing": ("search",),
+    "second_order": ("search",),
+    "cost_table": ("search", "profile"),
+    "cost_metric": ("profile",),
+    "cost_budget": ("search",),
+    "cost_weight": ("search",),
+    "genotype": ("train", "profile"),
+    "train_steps": ("train",),
+    "init_checkpoint": ("train",),
+    "drop_path_keep_prob": ("train",),
+    "batch_norm_decay": ("train",),
+    "fine_tune_batch_norm": ("train",),
+    "head_filters": ("train", "profile"),
+    "top_k_pixels": ("train",),
+    "hard_mining_steps": ("train",),
+    "ema_decay": ("train",),
+    "last_layer_learning_rate_multiplier": ("train",),
+    "eval_scales": ("eval", "predict"),
+    "eval_flip": ("eval", "predict"),
+    "output": ("eval",),
+    "input": ("predict",),
+    "output_dir": ("predict",),
+    "submission": ("predict",),
+    "predict_scale": ("predict", "export"),
+    "export_dir": ("export",),
+    "export_probabilities": ("export",),
+}
+"""Flag -> the modes that use it. To any other mode it is an error (mode_flags.check)."""
+
+AUGMENTATION = ("crop_size", "random_scale", "random_crop", "random_flip")
+SEARCH_IDENTITY = (
+    *("seed", "train_split", "batch_size", *AUGMENTATION, "epochs", "alpha_start_epoch"),
+    *("learning_rate", "min_learning_rate", "weight_decay"),
+    *("arch_learning_rate", "arch_weight_decay"),
+    *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
+    *("class_weights", "alpha_sharing", "second_order", "cost_weight", "cost_budget"),
+)
+TRAIN_IDENTITY = (
+    *("seed", "train_split", "batch_size", *AUGMENTATION, "train_steps"),
+    *("learning_rate", "weight_decay", "init_checkpoint", *NETWORK),
+    *("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"),
+    "last_layer_learning_rate_multiplier",
+)
+
+
+# What other modules offer, in words: importing them would load TensorFlow. A test compares.
+DISTRIBUTION_STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
+PRECISIONS = ("float32", "bfloat16", "float16")
+RECOMPUTE = ("cell", "node", "none")
+COST_METRICS = ("multiply_adds", "latency")
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a flag's text with a function; the message of its ValueError is shown to the user."""
+
+    def __init__(self, read: Callable[[str], Any], meaning: str, placeholder: str) -> None:
+        self._read, self.syntactic_help, self.placeholder = read, meaning, placeholder
+
+    def parse(self, argument: str) -> Any:
+        return self._read(argument)
+
+
+def _numbers(kind: type, counts: range, meaning: str, text: str) -> list[Any]:
+    """Reads comma-separated positive numbers, as many as one of `counts`."""
+    try:
+        values = [kind(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in counts or not all(0 < value < float("inf") for value in values):
+        raise ValueError(f"give {meaning}")
+    return values
+
+
+def _class_weights(text: str) -> list[float]:
+    try:
+        values = [float(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if not all(0 <= value < float("inf") for value in values) or not any(values):
+        raise ValueError("give finite numbers from 0 on, one per class, not all 0")
+    return values
+
+
+def _sides(text: str) -> list[int]:
+    values = _numbers(int, range(1, 3), "one positive number, or height,width", text)
+    return [values[0], values[-1]]
+
+
+def _operations(text: str) -> list[str]:
+    return list(search_space.validate_operations(text.split(",")))
+
+
+def _list(
+    name: str,
+    default: str | None,
+    text: str,
+    read: Callable[[str], Any],
+    meaning: str,
+    placeholder: str = "X,X,...",
+) -> None:
+    parser = _Parser(read, meaning, placeholder)
+    flags.DEFINE(parser, name, default, text, serializer=flags.CsvListSerializer(","))
+
+
+_count = partial(flags.DEFINE_integer, lower_bound=1)
+_share = partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
+_strength = partial(flags.DEFINE_float, lower_bound=0.0)
+_plain_path = partial(define_path, plain=True)
+
+flags.DEFINE_enum("mode", None, list(MODES), "What the command does.")
+define_path(
+    "data_dir",
+    None,
+    "The directory of TFRecords that tfrecords_tools.convert wrote: its --output_dir.",
+)
+_plain_path(
+    "model_dir",
+    None,
+    "The directory of the run. A search and a training each need one of their own; the other modes "
+    "read it.",
+)
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "The seed of everything random: initial values, halves, order, augmentation, drop path.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
+flags.DEFINE_integer(
+    "num_classes",
+    None,
+    "The number of classes: of shards of DeepLab's own scripts, which do not say it, and of the "
+    "network that profile counts without --model_dir. Other data, and runs, know their own, which "
+    "must be this one then.",
+)
+flags.DEFINE_integer(
+    "ignore_label",
+    None,
+    "The label of void pixels, which do not count. It can be left away, as --num_classes; shards "
+    "of DeepLab's own scripts are read with 255 then.",
+)
+flags.DEFINE_string(
+    "train_split", "train", "The split to train on. A search halves it: trainA and trainB."
+)
+flags.DEFINE_string("eval_split", "val", "The split to evaluate on, or to predict.")
+_count(
+    "eval_every",
+    None,
+    "The number of steps between two reports with an evaluation. Without it a search reports "
+    "after each epoch, a training 20 times.",
+)
+_count(
+    "save_every",
+    None,
+    "The number of steps between two checkpoints. Without it one is saved with each report.",
+)
+_count(
+    "max_eval_images",
+    None,
+    "Evaluates on so many images, spread evenly over the split. Without it on all.",
+)
+_plain_path(
+    "checkpoint",
+    None,
+    "The checkpoint to read: its path up to the step, such as RUN/checkpoints/ckpt-100, or a "
+    "directory, whose newest is taken. Without it the newest of --model_dir is taken.",
+)
+flags.DEFINE_enum(
+    "distribution_strategy",
+    "one_device",
+    DISTRIBUTION_STRATEGIES,
+    "Where to compute: on the first GPU or the CPU, on all GPUs of this machine, on the machines "
+    "of the environment variable TF_CONFIG, or on a TPU.",
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    PRECISIONS,
+    "The number format that layers compute in. Variables and losses stay float32.",
+)
+flags.DEFINE_bool(
+    "sync_batch_norm",
+    True,
+    "Normalises batches by the statistics of the global batch, not of each replica's part.",
+)
+flags.DEFINE_bool(
+    "jit_compile",
+    False,
+    "Compiles the step with XLA, which is meant for GPUs. Several replicas need "
+    "--sync_batch_norm=false with it.",
+)
+_count(
+    "steps_per_loop",
+    1,
+    "The number of steps that are made in one call of TensorFlow. More than 1 helps where steps "
+    "are short.",
+)
+flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "Makes equal runs give equal bits. It is slower and uses one thread.",
+)
+
+# search and train
+_list(
+    "crop_size",
+    None,
+    "The sides of a training crop in pixels; for profile, of the image.",
+    _sides,
+    "side, or height,width",
+    "SIDE or HEIGHT,WIDTH",
+)
+_count("batch_size", None, "The number of images in a step, on all devices together.")
+flags.DEFINE_bool(
+    "random_scale", True, "Scales each training image by one of 0.5, 0.75, ..., 2, drawn anew."
+)
+flags.DEFINE_bool(
+    "random_crop", True, "Crops anywhere in the training image. Without it the middle is taken."
+)
+flags.DEFINE_bool("random_flip", True, "Mirrors half of the training crops left and right.")
+flags.DEFINE_bool(
+    "cache_data",
+    False,
+    "Decodes the training images once and keeps them in memory, which takes some 9 bytes a pixel.",
+)
+_strength(
+    "learning_rate",
+    None,
+    "The first learning rate of the weights. It falls along a cosine in a search and along a "
+    "polynomial of power 0.9 in a training.",
+)
+_strength(
+    "weight_decay",
+    None,
+    "The factor of the coupled L2 penalty: in a search on all weights, in a training on "
+    "convolution kernels.",
+)
+_count(
+    "filter_multiplier",
+    None,
+    "F: a cell at stride 4 has blocks of F channels, and each halving of the sides doubles them. "
+    "The paper's networks S, M and L have 20, 32 and 48.",
+)
+_list(
+    "stem_filters",
+    "64,64,128",
+    "The channels of the stem's three convolutions.",
+    partial(_numbers, int, range(3, 4), "three positive numbers"),
+    "three numbers",
+    "N,N,N",
+)
+
+_list(
+    "class_weights",
+    None,
+    "The factors of the classes' losses, in the data's order; tfrecords_tools.class_weights "
+    "computes some. Without it all are 1.",
+    _class_weights,
+    "one number per class",
+)
+
+# search
+_count("epochs", 40, "The number of passes over trainA, half of the training images.")
+flags.DEFINE_integer(
+    "alpha_start_epoch",
+    20,
+    "The first epoch, counted from 0, that moves alpha and beta; before it weights learn alone.",
+    lower_bound=0,
+)
+_strength("min_learning_rate", 0.001, "The rate of the weights at which the cosine ends.")
+_strength("arch_learning_rate", 0.003, "The rate of Adam for alpha and beta.")
+_strength("arch_weight_decay", 0.001, "The factor of the coupled L2 penalty on alpha and beta.")
+_list(
+    "operations",
+    ",".join(search_space.OPERATIONS),
+    "The operations among which the cell's edges choose; for profile, those that --cost_table "
+    "measures.",
+    _operations,
+    f"some of {', '.join(search_space.KNOWN_OPERATIONS)}",
+    "NAME,NAME,...",
+)
+_count("num_layers", 12, "L, the number of layers of the super-net, each of which has a cell.")
+_count("num_blocks", 5, "B, the number of blocks in a cell.")
+flags.DEFINE_enum(
+    "recompute",
+    "cell",
+    RECOMPUTE,
+    "What the backward pass computes again instead of keeping it in memory; see "
+    "docs/performance.md.",
+)
+flags.DEFINE_enum(
+    "alpha_sharing",
+    "global",
+    list(search_space.ALPHA_SHARING),
+    "Which cells share one alpha: all, those of a level, or those of a layer.",
+)
+flags.DEFINE_bool(
+    "second_order",
+    False,
+    "Takes the gradient of alpha and beta through a step of the weights, at four times the cost.",
+)
+define_path(
+    "cost_table",
+    None,
+    "The JSON file of what all pieces of all networks cost: profile measures and writes it, a "
+    "search with --cost_weight reads it.",
+)
+flags.DEFINE_enum(
+    "cost_metric",
+    "multiply_adds",
+    COST_METRICS,
+    "What --cost_table holds: billions of multiply-adds, or ms on this device.",
+)
+flags.DEFINE_float(
+    "cost_budget",
+    None,
+    "The cost up to which an architecture pays nothing, in the unit of --cost_table: billions of "
+    "multiply-adds, or ms.",
+)
+_strength(
+    "cost_weight",
+    0.0,
+    "The weight of relu(expected cost / budget - 1) in the architecture's loss; 0 switches it off.",
+)
+
+# train
+define_path(
+    "genotype",
+    None,
+    "The architecture: the genotype.json of a search, or one of "
+    f"{', '.join(genotype.PRESET_PATHS)}. A training that goes on has its own copy.",
+)
+_count("train_steps", 1_500_000, "The number of training steps, at the end of which the rate is 0.")
+_plain_path(
+    "init_checkpoint",
+    None,
+    "The model_dir or checkpoint of another training, to take the first weights from. Its classes "
+    "may be others.",
+)
+_share(
+    "drop_path_keep_prob",
+    1.0,
+    "The probability with which the last cell keeps an operation when scheduled drop path ends; 1 "
+    "switches it off.",
+)
+_share(
+    "batch_norm_decay",
+    0.9997,
+    "How much of batch normalisation's moving statistics a step keeps. Short trainings need 0.9 "
+    "to 0.99.",
+)
+flags.DEFINE_bool(
+    "fine_tune_batch_norm",
+    True,
+    "Lets batch normalisation follow the batches' statistics. Without it the statistics stay "
+    "as --init_checkpoint has them.",
+)
+_count("head_filters", 256, "The channels of ASPP and decoder.")
+_share(
+    "top_k_pixels",
+    1.0,
+    "The share of each image's pixels, those of the largest losses, that count.",
+)
+flags.DEFINE_integer(
+    "hard_mining_steps",
+    0,
+    "The number of steps over which the share that counts falls from 1 to --top_k_pixels.",
+    lower_bound=0,
+)
+_share(
+    "ema_decay",
+    0.0,
+    "The decay of moving averages of the weights, which are what is evaluated and exported then; 0 "
+    "switches them off. They are a second copy in memory.",
+)
+_strength(
+    "last_layer_learning_rate_multiplier",
+    1.0,
+    "The factor of the learning rate of the last layer, decoder/logits.",
+)
+
+# eval, predict, export
+_list(
+    "eval_scales",
+    "1.0",
+    "The factors of an image's sides; the probabilities of all scales are averaged.",
+    partial(_numbers, float, range(1, 20), "one or more positive factors"),
+    "factors",
+)
+flags.DEFINE_bool("eval_flip", False, "Averages over the mirror image too.")
+define_path(
+    "output",
+    None,
+    "The JSON file for the metrics; the confusion matrix goes beside it. Without it they go into "
+    "--model_dir, under names that say which images, scales and checkpoint they are of; see "
+    "docs/evaluation.md.",
+)
+define_path(
+    "input",
+    None,
+    "The pictures: a file, a folder, or a quoted glob. Without it --data_dir is read.",
+)
+define_path("output_dir", None, "The directory for the label maps and overlays.")
+flags.DEFINE_enum(
+    "submission",
+    None,
+    list(submission.FORMS),
+    "Writes what the test server of this benchmark takes, instead of label maps and overlays.",
+)
+_strength(
+    "predict_scale",
+    None,
+    "The factor of a picture's sides before the network sees it; 1 leaves it as it is. Without it "
+    "pictures are brought to the scale of the training data.",
+)
+_plain_path(
+    "export_dir",
+    None,
+    "The directory in which 1, 2, ... are made, a SavedModel each. Without it model_dir/export.",
+)
+flags.DEFINE_bool(
+    "export_probabilities", False, "Makes the SavedModel answer probabilities beside labels."
+)
+
+for _name in (
+    *("learning_rate", "arch_learning_rate", "drop_path_keep_prob"),
+    *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget", "predict_scale"),
+):
+    flags.register_validator(
+        _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"
+    )
+flags.register_validator("ema_decay", lambda value: value < 1, "must be below 1")

@@ -1,0 +1,426 @@
+"""Pictures of an architecture and of a search, as PNG files: see `network`, `cell`, `history`.
+
+They are drawn with matplotlib's Agg canvas alone: no display is needed and no global state kept.
+"""
+
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
+
+from auto_deeplab.space import decoding, search_space
+from auto_deeplab.space.genotype import Block, Branch, Cell, Genotype
+from official.files import write_atomically
+
+PathLike = str | os.PathLike[str]
+Point = tuple[float, float]
+
+BLUE, PALE_BLUE, INK, GRAY, PALE_GRAY = "#1f5fbf", "#dbe7f8", "#222222", "#8a8a8a", "#e3e3e3"
+WIRES = (
+    *("#222222", "#c0392b"),
+    *("#1f5fbf", "#2e8b57", "#8e44ad", "#d2791e", "#168f9c", "#a83279", "#7a7a12", "#6d4c41"),
+)
+"""The colour of each tensor of a cell: H^{l-1}, H^{l-2}, then the blocks, over and over."""
+OPERATION_FILLS = {
+    "sep": "#dbe7f8",
+    "atr": "#fde3c8",
+    "dil": "#fbf0b8",
+    "avg": "#dcefdc",
+    "max": "#dcefdc",
+    "ski": "#eeeeee",
+}
+NODE_RADIUS, DASHES = 0.2, (0, (3, 2))  # of the trellis: nodes are 1 apart
+# Of the picture of a cell, whose unit is half an inch.
+MARGIN, ROW, BRANCH, INPUT_END, BOX_WIDTH, PANEL_WIDTH, TRACK = 0.5, 2.1, 0.48, 1.7, 1.7, 3.2, 0.34
+HISTORY_PANELS = {
+    "training loss": {"loss_w": "weights", "loss_arch": "architecture (trainB)"},
+    "validation mIoU": {"val_miou": "mIoU"},
+    "mean entropy (nats)": {
+        "alpha_entropy": r"$\alpha$: an edge's operations",
+        "beta_entropy": r"$\beta$: a node's ways out",
+    },
+    "learning rate of the weights": {"learning_rate": "learning rate"},
+}
+
+
+def network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = None) -> None:
+    """Draws the path on the trellis (as Fig. 1 and 3 do): rows are strides, columns layers.
+
+    Args:
+      genotype: whose path it is; with several cells, the nodes of the path carry their numbers.
+      path: the PNG file to write.
+      beta: float [L, 4, 3], probabilities. If given, gray dashed arrows show the most probable way
+        out of every node, where the path does not take it.
+
+    Raises:
+      ValueError: beta is of another number of layers, or holds no probabilities.
+    """
+    num_layers = genotype.num_layers
+    if beta is not None and len(beta) != num_layers:
+        raise ValueError(f"beta has {len(beta)} layers, the genotype {num_layers}")
+    figure, axes = _canvas(0.72 * (num_layers + 5.4), 0.72 * 6.0)
+    for layer, source, level in search_space.edges(num_layers):
+        _line(axes, (layer - 1, source), (layer, level), PALE_GRAY, 1.2)
+    route = list(enumerate((0, *genotype.path)))
+    steps = set(pairwise(route))
+    if beta is not None:
+        for layer, source, level in decoding.strongest_edges(beta):
+            edge = (layer - 1, source), (layer, level)
+            if edge not in steps:
+                _node_arrow(axes, *edge, color=GRAY, width=1.3, style=DASHES)
+    for start, end in [((-1, -1), (0, 0)), *sorted(steps)]:
+        stem = end == (0, 0)
+        _node_arrow(axes, start, end, color=GRAY if stem else BLUE, width=2.6)
+    for node in [(-1, -1), (0, 0)]:
+        axes.add_patch(Circle(node, NODE_RADIUS, facecolor="#b5b5b5", edgecolor=GRAY, zorder=3))
+    for node in search_space.nodes(num_layers):
+        on_path = node in route
+        fill = BLUE if on_path else PALE_BLUE
+        axes.add_patch(Circle(node, NODE_RADIUS, facecolor=fill, edgecolor=BLUE, zorder=3))
+        if on_path and genotype.cell_of_layer:
+            number = str(genotype.cell_of_layer[node[0] - 1])
+            axes.text(*node, number, color="white", ha="center", va="center", fontsize=9)
+    _draw_ends(axes, route[-1])
+    _draw_scales(axes, num_layers)
+    _network_legend(axes, genotype, beta is not None)
+    _save(figure, path)
+
+
+def _draw_ends(axes: Axes, last: tuple[int, int]) -> None:
+    """What comes before and after the trellis: the image and the ASPP."""
+    layer, level = last
+    axes.text(-1.75, -1, "image", ha="center", va="center", fontsize=10, color=GRAY)
+    _arrow(axes, (-1.42, -1), (-1 - NODE_RADIUS, -1), GRAY, 2.0)
+    box = (layer + 0.75, level - 0.3)
+    _arrow(axes, (layer + NODE_RADIUS, level), (box[0], level), BLUE, 2.6)
+    _box(axes, *box, 0.95, 0.6, "#fde3c8", INK, "ASPP", fontsize=10)
+
+
+def _draw_scales(axes: Axes, num_layers: int) -> None:
+    top = -1.75
+    axes.plot([-3.35, -1.95], [top - 0.45, top + 0.25], color=INK, linewidth=0.8)
+    axes.text(-2.0, top - 0.3, "layer", ha="right", va="center", fontsize=9)
+    axes.text(-3.35, top + 0.2, "downsample", ha="left", va="center", fontsize=9)
+    for level in range(-1, search_space.NUM_LEVELS):
+        text = str(search_space.stride(level))
+        axes.text(-2.75, level, text, ha="center", va="center", fontsize=11)
+    axes.text(-0.5, top, "stem", ha="center", va="center", fontsize=11, color=GRAY)
+    for layer in range(1, num_layers + 1):
+        axes.text(layer, top, str(layer), ha="center", va="center", fontsize=11)
+    axes.set_xlim(-3.5, num_layers + 1.9)
+    axes.set_ylim(3.6, top - 0.65)  # downwards: coarser levels stand lower
+
+
+def _network_legend(axes: Axes, genotype: Genotype, with_beta: bool) -> None:
+    cell = " (number: its cell)" if genotype.cell_of_layer else ""
+    entries = [
+        Line2D([], [], color=BLUE, linewidth=2.6, marker="o", label=f"path{cell}"),
+        Line2D([], [], color=PALE_GRAY, marker="o", mfc=PALE_BLUE, mec=BLUE, label="search space"),
+    ]
+    if with_beta:
+        label = r"strongest way out (largest $\beta$)"
+        entries.append(Line2D([], [], color=GRAY, linewidth=1.3, linestyle=DASHES, label=label))
+    # The corner below the stem, where the trellis has no nodes.
+    place = {"loc": "lower left", "bbox_to_anchor": (-2.2, 3.4), "bbox_transform": axes.transData}
+    axes.legend(handles=entries, frameon=False, fontsize=9, borderpad=0, **place)
+
+
+def cell(genotype: Genotype, path: PathLike) -> None:
+    """Draws each distinct cell as a graph from left to right.
+
+    Every block has rows of its own and stands right of all that it reads; wires run along rows and
+    turn only between columns, so that none passes behind a box or lies on another.
+
+    Args:
+      genotype: whose cells they are.
+      path: the PNG file to write.
+    """
+    extents = [_cell_extent(blocks) for blocks in genotype.cells]
+    titles = _cell_titles(genotype)
+    title_height = 0.6 if titles else 0.0
+    heights = [height + title_height for _, height in extents]
+    figure, axes = _canvas(0.5 * max(width for width, _ in extents), 0.5 * sum(heights))
+    top = 0.0
+    for number, blocks in enumerate(genotype.cells):
+        if titles:
+            axes.text(0.2, top + 0.4, titles[number], ha="left", va="center", fontsize=11)
+        _draw_cell(axes, blocks, top + title_height)
+        top += heights[number]
+    axes.set_xlim(0, max(width for width, _ in extents))
+    axes.set_ylim(top, 0)
+    _save(figure, path)
+
+
+def operation_label(name: str) -> str:
+    """The short name of an operation in the pictures: `sep 3x3`, `atr 5x5`, `avg 3x3`, `skip`."""
+    kind, *_, size = name.split("_")
+    return kind if name == search_space.SKIP_CONNECT else f"{kind[:3]} {size}"
+
+
+def _cell_titles(genotype: Genotype) -> list[str]:
+    if genotype.cell_of_layer is None:
+        return []
+    titles = []
+    for number in range(len(genotype.cells)):
+        layers = [str(n) for n, used in enumerate(genotype.cell_of_layer, 1) if used == number]
+        used_by = f"used by layers {', '.join(layers)}" if layers else "not used"
+        titles.append(f"cell {number}: {used_by}")
+    return titles
+
+
+def _depths(blocks: Cell) -> list[int]:
+    """The column of every tensor (H^{l-1} and H^{l-2}: 0, then the blocks)."""
+    depths = [0, 0]
+    for block in blocks:
+        depths.append(1 + max(depths[source] for source, _ in block))
+    return depths
+
+
+def _tracks(blocks: Cell) -> tuple[list[float], list[float]]:
+    """Where the columns start, and where the wire of every tensor that is read turns (else 0)."""
+    depths = _depths(blocks)
+    read = {source for block in blocks for source, _ in block}
+    starts, tracks = [0.0], [0.0] * len(depths)
+    end = INPUT_END
+    for column in range(max(depths) + 1):
+        turning = [tensor for tensor in sorted(read) if depths[tensor] == column]
+        for number, tensor in enumerate(turning, start=1):
+            tracks[tensor] = end + TRACK * number
+        starts.append(end + TRACK * (len(turning) + 2))
+        end = starts[-1] + PANEL_WIDTH
+    return starts, tracks
+
+
+def _cell_extent(blocks: Cell) -> tuple[float, float]:
+    """The width and height of a cell's picture."""
+    return _tracks(blocks)[0][-1] + 3.3, ROW * len(blocks) + 2 * MARGIN
+
+
+def _draw_cell(axes: Axes, blocks: Cell, top: float) -> None:
+    num_blocks, depths = len(blocks), _depths(blocks)
+    starts, tracks = _tracks(blocks)
+    # The inputs stand at the height of a border between two blocks, where no wire runs.
+    borders = (num_blocks // 3, num_blocks - num_blocks // 3)
+    rows = [top + MARGIN + ROW * border for border in borders]
+    rows += [top + MARGIN + ROW * (number + 0.5) for number in range(num_blocks)]
+    ends = [INPUT_END, INPUT_END] + [starts[depth] + PANEL_WIDTH - 0.35 for depth in depths[2:]]
+    for tensor, name in enumerate(("$H^{l-1}$", "$H^{l-2}$")):
+        _box(axes, 0.3, rows[tensor] - 0.35, 1.4, 0.7, "white", _wire(tensor), name)
+    concat = starts[-1]
+    for number, block in enumerate(blocks):
+        tensor = number + 2
+        left = starts[depths[tensor]]
+        _draw_block(axes, number, _ordered(block, rows), left, rows[tensor])
+        _arrow(axes, (ends[tensor], rows[tensor]), (concat, rows[tensor]), _wire(tensor), 1.5)
+    for tensor in range(num_blocks + 2):
+        targets = [
+            (starts[depths[number + 2]] + 0.25, rows[number + 2] + offset)
+            for number, block in enumerate(blocks)
+            for (source, _), offset in zip(_ordered(block, rows), (-BRANCH, BRANCH), strict=True)
+            if source == tensor
+        ]
+        _draw_wire(axes, (ends[tensor], rows[tensor]), tracks[tensor], targets, _wire(tensor))
+    height = ROW * num_blocks - 0.3
+    _box(axes, concat, top + MARGIN + 0.15, 0.9, height, "#f2f2f2", INK)
+    middle = top + MARGIN + ROW * num_blocks / 2
+    axes.text(concat + 0.45, middle, "concat", rotation=90, ha="center", va="center", fontsize=11)
+    _arrow(axes, (concat + 0.9, middle), (concat + 1.8, middle), INK, 2.0)
+    axes.text(concat + 2.3, middle, "$H^l$", ha="center", va="center", fontsize=14)
+
+
+def _ordered(block: Block, rows: Sequence[float]) -> list[Branch]:
+    """A block's branches from top to bottom: as their sources stand, so that wires cross less."""
+    return sorted(block, key=lambda branch: rows[branch[0]])
+
+
+def _wire(tensor: int) -> str:
+    return WIRES[tensor % len(WIRES)]
+
+
+def _draw_block(
+    axes: Axes, number: int, branches: Sequence[Branch], left: float, row: float
+) -> None:
+    """A panel with two operations and their sum, which leaves it on the right."""
+    color = _wire(number + 2)
+    panel = _box(axes, left, row - ROW / 2 + 0.12, PANEL_WIDTH, ROW - 0.24, "#fafafa", PALE_GRAY)
+    panel.set_zorder(0)
+    label_at = (left + PANEL_WIDTH - 0.12, row - ROW / 2 + 0.36)
+    axes.text(*label_at, f"block {number}", ha="right", va="center", fontsize=8, color=color)
+    center = (left + PANEL_WIDTH - 0.6, row)
+    for (_, name), offset in zip(branches, (-BRANCH, BRANCH), strict=True):
+        box = (left + 0.25, row + offset - 0.3)
+        fill = OPERATION_FILLS[name[:3]]
+        _box(axes, *box, BOX_WIDTH, 0.6, fill, INK, operation_label(name), fontsize=10)
+        start = (box[0] + BOX_WIDTH, row + offset)
+        end = (center[0] - 0.18, row + 0.3 * offset)
+        _arrow(axes, start, end, INK, 1.2)
+    axes.add_patch(Circle(center, 0.25, facecolor="white", edgecolor=color, linewidth=1.8))
+    axes.text(*center, "+", ha="center", va="center_baseline", fontsize=13, color=color)
+
+
+def _draw_wire(
+    axes: Axes, start: Point, track: float, targets: Sequence[Point], color: str
+) -> None:
+    """From `start` along its row to `track`, up and down there, and along the targets' rows."""
+    if not targets:
+        if start[0] == INPUT_END:  # a block that no other reads still goes to the concatenation
+            axes.text(start[0] + 0.15, start[1], "not used", color=color, va="center", fontsize=8)
+        return
+    heights = [start[1], *(y for _, y in targets)]
+    _line(axes, start, (track, start[1]), color, 1.5)
+    _line(axes, (track, min(heights)), (track, max(heights)), color, 1.5)
+    for x, y in targets:
+        _arrow(axes, (track, y), (x, y), color, 1.5)
+    for height in heights:
+        axes.plot([track], [height], "o", color=color, markersize=3.5)
+
+
+def history(
+    rows: Sequence[Mapping[str, Any]], path: PathLike, uniform: Mapping[str, float] | None = None
+) -> None:
+    """Draws the curves of a search or a training: losses, mIoU, entropies, learning rate.
+
+    What no row reports (a training has no entropies) gets no panel. All axes start at 0, so that
+    heights compare as the numbers do. A dashed line marks where `phase` first changes: from there
+    alpha and beta are learned too.
+
+    Args:
+      rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
+        missing, None or not finite is left out.
+      path: the PNG file to write.
+      uniform: what an entropy is before anything is decided, by the row's key; see
+        decoding.uniform_entropies. Dotted lines show it.
+    """
+    clock = "epoch" if all(_finite(row.get("epoch")) for row in rows) else "step"
+    rows = [row for row in rows if _finite(row.get(clock))]
+    change = _phase_change(rows, clock)
+    panels = {
+        title: curves
+        for title, curves in HISTORY_PANELS.items()
+        if any(_finite(row.get(key)) for row in rows for key in curves)
+    }
+    columns = max(1, len(panels) if len(panels) < 4 else 2)  # no place stays empty
+    lines = -(-len(panels) // columns) or 1
+    figure = Figure(figsize=(4.6 * columns, 3.25 * lines), layout="constrained")
+    if not panels:
+        figure.text(0.5, 0.5, "nothing reported yet", color=GRAY, ha="center", va="center")
+    for place, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel(clock)
+        axes.spines[["top", "right"]].set_visible(False)
+        for (key, label), color in zip(curves.items(), (BLUE, WIRES[1]), strict=False):
+            points = [(row[clock], row[key]) for row in rows if _finite(row.get(key))]
+            if points:
+                axes.plot(*zip(*points, strict=True), ".-", color=color, label=label, linewidth=1.5)
+            if points and key in (uniform or {}):
+                dots: dict[str, Any] = {"linestyle": ":", "color": color, "linewidth": 1.4}
+                axes.axhline((uniform or {})[key], label="the same, if uniform", **dots)
+        if change is not None:
+            label = "architecture phase starts"
+            axes.axvline(change, color=GRAY, linestyle="--", linewidth=1.2, label=label)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color=PALE_GRAY, linewidth=0.6)
+        if len(axes.get_lines()) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _phase_change(rows: Sequence[Mapping[str, Any]], clock: str) -> float | None:
+    """When the last report of the first phase was made, if there is a second one."""
+    for before, after in pairwise(row for row in rows if row.get("phase")):
+        if before["phase"] != after["phase"]:
+            return float(before[clock])
+    return None
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches that is one drawing area, equally scaled in x and y."""
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    return figure, axes
+
+
+def _line(axes: Axes, start: Point, end: Point, color: str, width: float) -> None:
+    (x, y), (x_end, y_end) = start, end
+    axes.plot([x, x_end], [y, y_end], color=color, linewidth=width, zorder=1)
+
+
+def _arrow(
+    axes: Axes, start: Point, end: Point, color: str, width: float, style: Any = "-"
+) -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=8 + 2 * width,
+            shrinkA=0,
+            shrinkB=0,
+            color=color,
+            linewidth=width,
+            linestyle=style,
+            zorder=2,
+        )
+    )
+
+
+def _node_arrow(
+    axes: Axes, start: Point, end: Point, color: str, width: float, style: Any = "-"
+) -> None:
+    """An arrow between two nodes' rims, so that its head is not hidden behind the node."""
+    (x, y), (x_end, y_end) = start, end
+    share = NODE_RADIUS / math.hypot(x_end - x, y_end - y)
+    dx, dy = share * (x_end - x), share * (y_end - y)
+    _arrow(axes, (x + dx, y + dy), (x_end - dx, y_end - dy), color, width, style)
+
+
+def _box(
+    axes: Axes,
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    fill: str,
+    edge: str,
+    text: str = "",
+    fontsize: float = 12,
+) -> FancyBboxPatch:
+    box = FancyBboxPatch(
+        (left + 0.1, top + 0.1),
+        width - 0.2,
+        height - 0.2,
+        boxstyle="round,pad=0.1",
+        facecolor=fill,
+        edgecolor=edge,
+        zorder=3,
+    )
+    axes.add_patch(box)
+    center = (left + width / 2, top + height / 2)
+    axes.text(*center, text, ha="center", va="center", fontsize=fontsize, zorder=4)
+    return box
+
+
+def _save(figure: Figure, path: PathLike) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png", facecolor="white")
+    write_atomically(path, picture.getvalue())

@@ -1,0 +1,151 @@
+"""What a search and a training end with: words for people, and the command that comes next."""
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab.space.genotype import Genotype
+from official.progress import duration
+
+CLEARLY = 1.5
+"""So many times further than chance is more than chance: noise would then be 1 / CLEARLY ** 2,
+44 %, of the logits' variance. The spread of pure noise itself varies by a tenth."""
+
+
+def of_search(
+    rows: Sequence[Mapping[str, Any]],
+    genotype: Genotype,
+    *,
+    seconds: float,
+    learning_rate: float,
+    updates: int,
+    model_dir: str,
+    data_dir: str,
+    crop_size: Sequence[int],
+    resize_factor: float = 1.0,
+) -> str:
+    """Best and last mIoU, how far alpha and beta have moved, a warning if that says little.
+
+    Args:
+      rows: of history.jsonl.
+      genotype: what was decoded, with alpha and beta in its meta.
+      seconds: what this part of the search took.
+      learning_rate: of alpha and beta.
+      updates: how many of them were made.
+      model_dir, data_dir, crop_size: of the search, for the command that comes next.
+      resize_factor: of the data.
+    """
+    alpha, beta = (np.asarray(genotype.meta[name]) for name in ("alpha", "beta"))
+    edges, nodes = alpha.reshape(-1, alpha.shape[-1]), _rows_of_beta(beta)
+    lines = [
+        f"search: done in {duration(seconds)}",
+        *_miou(rows, "val mIoU of the super-net"),
+        f"alpha: {_certainty(edges, 'an edge', 'operation')}",
+        f"beta: {_certainty(nodes, 'a node', 'way out')}",
+        *_warning({"alpha": edges, "beta": nodes}, learning_rate, updates),
+        "next, train what was found: "
+        + _command(
+            *("--mode=train", "--flagfile=train_small.cfg"),
+            f"--genotype={os.path.join(model_dir, 'genotype.json')}",
+            *(f"--data_dir={data_dir}", f"--model_dir={model_dir.rstrip('/')}_train"),
+            f"--crop_size={','.join(map(str, crop_size))}",
+        ),
+    ]
+    if resize_factor != 1:
+        lines.append(
+            f"({data_dir} has its images at {resize_factor:g} of their size: better train on full "
+            "ones, with a larger --crop_size)"
+        )
+    return "\n".join(lines)
+
+
+def of_training(
+    rows: Sequence[Mapping[str, Any]], *, seconds: float, model_dir: str, data_dir: str
+) -> str:
+    """Best and last mIoU, the time, and the command that evaluates.
+
+    Args:
+      rows: of history.jsonl.
+      seconds: what this part of the training took.
+      model_dir, data_dir: of the training.
+    """
+    flags = ("--mode=eval", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
+    lines = [
+        f"train: done in {duration(seconds)}",
+        *_miou(rows, "val mIoU"),
+        f"next, all images and all classes: {_command(*flags)}",
+    ]
+    return "\n".join(lines)
+
+
+def chance(learning_rate: float, updates: int) -> float:
+    """How far a logit gets if each update of Adam goes up or down by chance.
+
+    An update has the length of the rate, whatever the gradient's, and n steps of chance lead
+    sqrt(n) steps away.
+    """
+    return learning_rate * math.sqrt(updates)
+
+
+def spread(rows: Sequence[np.ndarray] | np.ndarray) -> float:
+    """How far the logits of rows of probabilities lie from their row's mean: root mean square.
+
+    A logarithm of a probability is its logit but for what all in a row have in common.
+    """
+    logits = [np.log(np.maximum(row, 1e-30)) for row in rows]
+    return math.sqrt(np.concatenate([(row - row.mean()) ** 2 for row in logits]).mean())
+
+
+def _rows_of_beta(beta: np.ndarray) -> list[np.ndarray]:
+    """For every node that exists, the probabilities of the ways out that exist: they sum to 1."""
+    rows = [row[row > 0] for row in beta.reshape(-1, beta.shape[-1])]
+    return [row for row in rows if len(row)]
+
+
+def _certainty(rows: Sequence[np.ndarray] | np.ndarray, of: str, what: str) -> str:
+    """How far from uniform the probabilities are, in two numbers."""
+    entropy = np.mean([-(row * np.log(np.maximum(row, 1e-30))).sum() for row in rows])
+    share = entropy / np.mean([math.log(len(row)) for row in rows])
+    largest, uniform = np.mean([(row.max(), 1 / len(row)) for row in rows], axis=0)
+    return (
+        f"entropy {share:.1%} of uniform; {of}'s strongest {what} has a probability of "
+        f"{largest:.3f} on average, uniform {uniform:.3f}"
+    )
+
+
+def _warning(
+    probabilities: Mapping[str, Sequence[np.ndarray] | np.ndarray],
+    learning_rate: float,
+    updates: int,
+) -> list[str]:
+    by_chance = chance(learning_rate, updates)
+    spreads = {name: spread(rows) for name, rows in probabilities.items()}
+    idle = [name for name, value in spreads.items() if value < CLEARLY * by_chance]
+    if not idle:
+        return []
+    network = {"alpha": "cell", "beta": "path"}
+    far = " and ".join(f"{spreads[name]:.2g}" for name in idle)
+    return [
+        f"warning: the {' and the '.join(network[name] for name in idle)} may be close to random "
+        f"ones: the logits of {' and '.join(idle)} are spread by {far}, and {updates} updates of "
+        f"--arch_learning_rate={learning_rate:g} by mere chance give {by_chance:.2g}: search "
+        "longer, and see whether other seeds find the same (docs/search_your_own_data.md)"
+    ]
+
+
+def _miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
+    reports = [(row["val_miou"], row["step"]) for row in rows if row.get("val_miou") is not None]
+    if not reports:
+        return []
+    last, best = reports[-1], max(reports, key=lambda report: report[0])
+    return [f"{what}: last {last[0]:.3f} at step {last[1]}, best {best[0]:.3f} at step {best[1]}"]
+
+
+def _command(*flags: str) -> str:
+    """The command as it was typed, with other flags; to copy."""
+    return shlex.join(["python", sys.argv[0], *flags])

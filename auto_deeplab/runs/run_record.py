@@ -1,0 +1,209 @@
+"""What a model_dir remembers of its run, for resuming and for the modes that come after.
+
+run.json: the mode, everything that makes two runs different runs, the data's classes and colours.
+genotype.json: what a search found, or what a network was built from.
+flags.cfg: the mode's flags, as a flagfile.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from auto_deeplab.space import genotype as genotypes
+from auto_deeplab.space.genotype import Genotype
+from official.errors import RunError, UsageError
+from official.files import make_directory, write_atomically
+
+FILE = "run.json"
+GENOTYPE = "genotype.json"
+FLAGS_FILE = "flags.cfg"
+
+NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
+NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
+"""What a training's identity says of its network, beside the genotype."""
+
+IMPORTED, GUESSED = "imported", "class_names_guessed"
+"""Keys of a network that was not trained here: what it came from; whether its names are a guess."""
+
+SCALE = "scale"
+"""Key of what the training data's conversion did to images' sizes, as in their description; a run
+that is older than the key, or an imported network, has none."""
+
+Record = dict[str, Any]
+
+
+class OtherRunError(UsageError):
+    """model_dir holds another run: `flag` is `value` now, and was `recorded` there."""
+
+    def __init__(self, message: str, flag: str, value: Any, recorded: Any) -> None:
+        super().__init__(message)
+        self.flag, self.value, self.recorded = flag, value, recorded
+
+
+def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None:
+    """Checks that model_dir is free, or holds this very run. Writes nothing.
+
+    Args:
+        model_dir: need not exist.
+        mode: "search" or "train".
+        identity: flag -> value, plain JSON, of everything that makes two runs different runs.
+        defaults: as in `compare`.
+
+    Raises:
+        UsageError: it holds an imported network, or a run of another mode.
+        OtherRunError: it holds another run; the first flag that differs is named with both values.
+    """
+    if os.path.exists(os.path.join(model_dir, FILE)):
+        record = _read(model_dir)
+        if record["mode"] != mode:
+            raise UsageError(
+                f"--model_dir={model_dir} holds a run of --mode={record['mode']}, not {mode}: "
+                "choose another directory"
+            )
+        if IMPORTED in record:
+            raise UsageError(
+                f"--model_dir={model_dir} holds an imported network, which cannot be trained in "
+                f"place: choose another --model_dir and give --init_checkpoint={model_dir}"
+            )
+        compare(record, identity, model_dir, defaults)
+    elif os.path.isdir(_checkpoints(model_dir)):
+        raise UsageError(
+            f"--model_dir={model_dir} holds checkpoints but no {FILE}: choose another directory"
+        )
+
+
+def write(model_dir: str, mode: str, identity: Record, facts: Record) -> None:
+    """Makes model_dir the home of a run that `check` has let pass.
+
+    Args:
+        model_dir: made if it is not there.
+        mode: "search" or "train".
+        identity: as in `check`.
+        facts: more that later modes need to know: class names, palette, ...
+    """
+    make_directory(model_dir)
+    record = {"mode": mode, "identity": identity, **facts}
+    write_atomically(os.path.join(model_dir, FILE), json.dumps(record, indent=1) + "\n")
+
+
+def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
+    """Writes flags.cfg, a flagfile that resumes the run from anywhere.
+
+    Args:
+        model_dir: exists.
+        flags: absl flags, the mode's; those without a value are left out, and --checkpoint, which
+            says where one process started.
+    """
+    paths = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
+    lines = []
+    for flag in flags:
+        if flag.name in paths and flag.value and flag.value not in genotypes.PRESET_PATHS:
+            lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
+        elif flag.value is not None and flag.name != "checkpoint":
+            lines.append(flag.serialize())
+    write_atomically(os.path.join(model_dir, FLAGS_FILE), "\n".join(lines) + "\n")
+
+
+def figure(model_dir: str, name: str) -> str:
+    """The path of a figure, in a directory that exists."""
+    return str(make_directory(os.path.join(model_dir, "figures")) / f"{name}.png")
+
+
+def read(model_dir: str, mode: str) -> Record:
+    """The record of a finished or interrupted run.
+
+    Raises:
+        UsageError: model_dir holds no run, or one of another mode.
+        RunError: the record is damaged.
+    """
+    if not os.path.exists(os.path.join(model_dir, FILE)):
+        raise UsageError(
+            f"--model_dir={model_dir} holds no run (no {FILE}): give the directory that "
+            f"--mode={mode} wrote"
+        )
+    record = _read(model_dir)
+    if record["mode"] != mode:
+        raise UsageError(
+            f"--model_dir={model_dir} holds a run of --mode={record['mode']}: this mode needs one "
+            f"of --mode={mode}"
+        )
+    return record
+
+
+def compare(record: Record, identity: Record, model_dir: str, defaults: Record) -> None:
+    """Raises OtherRunError if a value of `identity` differs from the recorded one.
+
+    Args:
+        record: what `read` returned.
+        identity: flag -> value, plain JSON.
+        model_dir: the record's.
+        defaults: flag -> value of what is not recorded, because the flag is newer than the run.
+    """
+    recorded = defaults | record["identity"]
+    for flag, value in json.loads(json.dumps(identity)).items():
+        if (before := recorded.get(flag)) != value:
+            remedy = "give the same value, or another directory"
+            if not os.path.isdir(_checkpoints(model_dir)):
+                remedy += ", or remove this one: it holds no checkpoint yet"
+            raise OtherRunError(
+                f"--{flag} is {short(value)}, but {short(before)} in the run that "
+                f"--model_dir={model_dir} holds: {remedy}",
+                *(flag, value, before),
+            )
+
+
+def read_genotype(model_dir: str) -> Genotype:
+    """The genotype.json of model_dir.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return genotypes.load(os.path.join(model_dir, GENOTYPE))
+    except ValueError as error:
+        raise RunError(f"{error}: restore it, or choose another --model_dir") from None
+
+
+def beside(prefix: str) -> Record | None:
+    """The record of the run whose checkpoint this is; None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
+    return _read(model_dir) if os.path.exists(os.path.join(model_dir, FILE)) else None
+
+
+def class_names_beside(prefix: str) -> list[str] | None:
+    """The class names of the run whose checkpoint this is; None if they are not known."""
+    record = beside(prefix)
+    return None if record is None or record.get(GUESSED) else record.get("class_names")
+
+
+def architecture(genotype: Genotype) -> str:
+    """What makes two genotypes different networks, in one line."""
+    content = json.loads(genotype.to_json())
+    return json.dumps([content[key] for key in ("path", "cells", "cell_of_layer")])
+
+
+def _checkpoints(model_dir: str) -> str:
+    return os.path.join(model_dir, "checkpoints")
+
+
+def _read(model_dir: str) -> Record:
+    path = os.path.join(model_dir, FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        if isinstance(record, dict) and {"mode", "identity"} <= record.keys():
+            return record
+    except (OSError, ValueError):
+        pass
+    raise RunError(f"{path} is damaged: restore it, or choose another --model_dir")
+
+
+def short(value: Any) -> str:
+    """A value as text, cut off where it gets long."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,218 @@
+"""From the architecture's probabilities to one discrete architecture (paper, Sec. 4.3), in NumPy.
+
+Alpha [E, operations] has a row per edge of the cell, in the order of `search_space.cell_edges`
+(untied, there are several: [G, E, operations]), and beta [L, 4, 3] a row per source node of the
+trellis (see `search_space.legal_directions`). Both are *probabilities*, the softmax that the
+super-net itself used: rows sum to 1, illegal directions and the rows of nodes that do not exist are
+0. Every tie goes to the lowest index.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from auto_deeplab.space import genotype, search_space
+
+Array = np.ndarray
+
+
+def decode(
+    alpha: Array,
+    beta: Array,
+    operations: Sequence[str],
+    num_blocks: int,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    alpha_sharing: str = "global",
+) -> genotype.Genotype:
+    """Decodes path and cells; `operations`, alpha and beta are kept in the genotype's meta.
+
+    With untied alphas, the genotype has a cell for each alpha that a node of the path has.
+
+    Args:
+      alpha: float [E, number of operations], probabilities; or [G, E, number of operations].
+      beta: float [L, 4, 3], probabilities.
+      operations: the names of alpha's columns.
+      num_blocks: B, with E = B (B + 3) / 2.
+      alpha_sharing: one of search_space.ALPHA_SHARING.
+      meta: more to keep: dataset, seed, step, ... (plain JSON).
+
+    Raises:
+      ValueError: a shape does not fit, or a probability is not a finite number >= 0.
+    """
+    alpha = np.asarray(alpha)
+    alphas = alpha if alpha.ndim == 3 else alpha[np.newaxis]
+    path = decode_path(beta)
+    count = search_space.num_alphas(alpha_sharing, len(path))
+    if len(alphas) != count:
+        raise ValueError(f"there are {len(alphas)} alphas, but {alpha_sharing} sharing has {count}")
+    indices = [
+        search_space.alpha_index(alpha_sharing, layer, level)
+        for layer, level in enumerate(path, start=1)
+    ]
+    used = sorted(set(indices))
+    return genotype.Genotype(
+        path=path,
+        cells=tuple(decode_cell(alphas[index], operations, num_blocks) for index in used),
+        cell_of_layer=(
+            None if alpha_sharing == "global" else tuple(used.index(index) for index in indices)
+        ),
+        meta={
+            **(meta or {}),
+            "operations": list(operations),
+            "alpha_sharing": alpha_sharing,
+            "alpha": alpha.tolist(),
+            "beta": np.asarray(beta).tolist(),
+        },
+    )
+
+
+def decode_cell(alpha: Array, operations: Sequence[str], num_blocks: int) -> genotype.Cell:
+    """Keeps the two strongest inputs of every block, each with its most likely operation.
+
+    The strength of an edge is its largest probability over all operations but `none`, which is
+    never chosen however likely it is. Within a block, the inputs come in ascending order.
+
+    Raises:
+      ValueError: as `decode`; or there is no operation besides `none`.
+    """
+    alpha = _check_alpha(alpha, operations)
+    edges = search_space.cell_edges(num_blocks)
+    if len(alpha) != len(edges):
+        raise ValueError(
+            f"alpha has {len(alpha)} rows, but {num_blocks} blocks have {len(edges)} edges"
+        )
+    # A probability of exactly 0 is still better than none.
+    allowed = np.where(np.asarray(operations) == search_space.NONE, -1.0, alpha)
+    strength, best = allowed.max(axis=1), allowed.argmax(axis=1)
+    cell = []
+    for block in range(num_blocks):
+        rows = [row for row, (target, _) in enumerate(edges) if target == block]
+        strongest = sorted(rows, key=lambda row: -strength[row])[:2]  # a stable sort
+        first, second = ((edges[row][1], operations[best[row]]) for row in sorted(strongest))
+        cell.append((first, second))
+    return tuple(cell)
+
+
+def decode_path(beta: Array) -> tuple[int, ...]:
+    """The path of the largest product of probabilities from the stem's output to layer L (Viterbi).
+
+    Of several equally probable paths, the one that is at the finer level where they first differ.
+
+    Returns:
+      The level 0..3 of every layer 1..L.
+
+    Raises:
+      ValueError: the shape is not [L, 4, 3], or a probability is not a finite number >= 0.
+    """
+    beta = _check_beta(beta)
+    num_layers = len(beta)
+    with np.errstate(divide="ignore"):
+        score = np.log2(beta)  # to base 2, products of 1/2 and 1/4 that tie do so exactly
+    # From the last layer to the first: what the best rest of a path from each node is worth, and
+    # its next level. This way round, ties can be settled at the first move that differs.
+    rest = np.zeros(search_space.NUM_LEVELS)
+    next_level = np.zeros([num_layers, search_space.NUM_LEVELS], int)
+    for layer in range(num_layers, 0, -1):
+        value = np.full(search_space.NUM_LEVELS, -np.inf)
+        for source in search_space.levels_at(layer - 1):
+            targets = search_space.successors(layer - 1, source)
+            worth = [
+                score[layer - 1, source, search_space.direction(source, target)] + rest[target]
+                for target in targets
+            ]
+            best = int(np.argmax(worth))
+            value[source], next_level[layer - 1, source] = worth[best], targets[best]
+        rest = value
+    path = [0]
+    for following in next_level:
+        path.append(int(following[path[-1]]))
+    return tuple(path[1:])
+
+
+def strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
+    """The most probable edge out of every node, as (layer, source level at layer - 1, level)."""
+    beta = _check_beta(beta)
+    edges = []
+    for layer in range(1, len(beta) + 1):
+        for source in search_space.levels_at(layer - 1):
+            legal = search_space.legal_directions(layer, source)
+            chosen = legal[int(np.argmax(beta[layer - 1, source, list(legal)]))]
+            edges.append((layer, source, source + chosen - search_space.SAME))
+    return edges
+
+
+def alpha_entropy(alpha: Array) -> float:
+    """The entropy of an edge's operations in nats (0..log(operations)), mean over all edges.
+
+    Untied alphas are averaged too.
+    """
+    return float(np.mean(_entropy(np.asarray(alpha, np.float64))))
+
+
+def beta_entropy(beta: Array) -> float:
+    """The entropy of a node's directions in nats (0..log 3), mean over all source nodes."""
+    beta = _check_beta(beta)
+    rows = [
+        _entropy(beta[layer - 1, source, list(search_space.legal_directions(layer, source))])
+        for layer in range(1, len(beta) + 1)
+        for source in search_space.levels_at(layer - 1)
+    ]
+    return float(np.mean(rows))
+
+
+def uniform_entropies(num_operations: int, num_layers: int) -> dict[str, float]:
+    """What both entropies are when nothing is decided, by the names that history.jsonl has."""
+    choices = [
+        len(search_space.legal_directions(layer, source))
+        for layer in range(1, num_layers + 1)
+        for source in search_space.levels_at(layer - 1)
+    ]
+    return {
+        "alpha_entropy": float(np.log(num_operations)),
+        "beta_entropy": float(np.mean(np.log(choices))),
+    }
+
+
+def count_skip_connects(cell: genotype.Cell) -> int:
+    """How many of a cell's 2 B operations are skip-connections: many, when a search collapses."""
+    return sum(name == search_space.SKIP_CONNECT for block in cell for _, name in block)
+
+
+def count_none_edges(alpha: Array, operations: Sequence[str]) -> int:
+    """How many of the cell's edges have `none` as their most likely operation of all.
+
+    With untied alphas, of the edges of all cells.
+    """
+    alpha = np.asarray(alpha)
+    alpha = _check_alpha(alpha.reshape([-1, alpha.shape[-1]]), operations)
+    return sum(operations[best] == search_space.NONE for best in alpha.argmax(axis=1))
+
+
+def _entropy(probabilities: Array) -> Array:
+    safe = np.where(probabilities > 0, probabilities, 1.0)  # 0 log 0 = 0
+    return -np.sum(probabilities * np.log(safe), axis=-1)
+
+
+def _check_alpha(alpha: Array, operations: Sequence[str]) -> Array:
+    search_space.validate_operations(operations)
+    alpha = np.asarray(alpha, np.float64)
+    if alpha.ndim != 2 or alpha.shape[1] != len(operations):
+        raise ValueError(
+            f"alpha has shape {alpha.shape}, not [edges, {len(operations)}], a column per operation"
+        )
+    return _check_probabilities(alpha, "alpha")
+
+
+def _check_beta(beta: Array) -> Array:
+    beta = np.asarray(beta, np.float64)
+    if beta.ndim != 3 or beta.shape[1:] != (search_space.NUM_LEVELS, 3) or not len(beta):
+        raise ValueError(f"beta has shape {beta.shape}, not [layers, {search_space.NUM_LEVELS}, 3]")
+    return _check_probabilities(beta, "beta")
+
+
+def _check_probabilities(array: Array, name: str) -> Array:
+    if not np.all(np.isfinite(array) & (array >= 0)):
+        raise ValueError(f"{name} holds values that are not probabilities (NaN, inf or below 0)")
+    return array

@@ -1,0 +1,126 @@
+"""A SavedModel that needs TensorFlow alone, in TensorFlow Serving's layout.
+
+Signatures, the same answers from both:
+    serving_default: images uint8 [B, H, W, 3], RGB
+    serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch, decoded as
+                     in training (official/images.py): a camera's rotation mark is not obeyed
+    -> labels uint8 [B, H, W], on request also probabilities float32 [B, H, W, C]
+H and W are the images' own. A network of data that were converted smaller sees them at its data's
+scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
+Assets: labels.txt, a class name per line, and palette.txt, its "red green blue" in 0..255.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from official.errors import RunError
+from official.evaluation import class_logits
+from official.files import make_directory
+from official.images import decode_image
+from official.paths import check_plain
+from official.sizes import OWN_SIZE, Sizes
+
+
+def export(
+    model: keras.Model,
+    export_dir: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    probabilities: bool = False,
+    sizes: Sizes = OWN_SIZE,
+) -> Path:
+    """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
+
+    Args:
+      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any N, H, W.
+      export_dir: made if it is not there.
+      class_names: C names, C <= 256.
+      palette: C colours (red, green, blue) in 0..255.
+      probabilities: whether the signatures answer probabilities too.
+      sizes: the scale at which the model sees the images; both signatures bring them to it, and its
+        logits back to the images' own size.
+
+    Returns:
+      the path of export_dir/<n>.
+
+    Raises:
+      RunError: more than 256 classes, not the network's number of classes, or export_dir cannot be
+        written or would not be found again by TensorFlow.
+    """
+    if len(class_names) > 256:
+        raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
+    check_plain(os.fspath(export_dir), "the SavedModel's directory")
+    root = make_directory(export_dir)
+    versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
+    target = root / str(1 + max(versions, default=0))
+    try:
+        # Serving watches for names that are numbers, so it never sees the temporary directory.
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as temporary:
+            assets = _write_assets(Path(temporary), class_names, palette)
+            # One directory deeper, because the temporary one may be read by its owner only.
+            unfinished = Path(temporary, target.name)
+            served = _Served(model, len(class_names), probabilities, sizes, assets)
+            tf.saved_model.save(
+                served,
+                str(unfinished),
+                signatures={
+                    "serving_default": served.serve_images,
+                    "serve_bytes": served.serve_bytes,
+                },
+            )
+            unfinished.rename(target)
+    except OSError as error:
+        raise RunError(f"cannot write the SavedModel in {root}: {error.strerror}") from None
+    return target
+
+
+def _write_assets(
+    directory: Path, class_names: Sequence[str], palette: Sequence[Sequence[int]]
+) -> list[str]:
+    lines = {
+        "labels.txt": class_names,
+        "palette.txt": [" ".join(str(int(value)) for value in colour) for colour in palette],
+    }
+    for name, content in lines.items():
+        Path(directory, name).write_text("".join(f"{line}\n" for line in content), "utf-8")
+    return [str(directory / name) for name in lines]
+
+
+class _Served(tf.Module):
+    """Holds what the SavedModel keeps: the model's variables, the assets, the two functions."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        num_classes: int,
+        probabilities: bool,
+        sizes: Sizes,
+        assets: Sequence[str],
+    ) -> None:
+        super().__init__()
+        # The variables, not the model: tracking through Keras layers misses those held in nested
+        # lists, and would tie the SavedModel to Keras.
+        self.model_variables = [variable.value for variable in model.variables]
+        self.assets = [tf.saved_model.Asset(path) for path in assets]
+
+        def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            logits = sizes.answer(lambda x: class_logits(model, x, num_classes), images)
+            labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
+            if not probabilities:
+                return {"labels": labels}
+            return {"labels": labels, "probabilities": tf.nn.softmax(logits)}
+
+        def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            picture = tf.TensorSpec([None, None, 3], tf.uint8)
+            return answer(tf.map_fn(decode_image, image_bytes, fn_output_signature=picture))
+
+        images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+        image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
+        self.serve_images = tf.function(answer, [images], autograph=False)
+        self.serve_bytes = tf.function(serve_bytes, [image_bytes], autograph=False)

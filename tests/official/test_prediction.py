@@ -1,0 +1,285 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from official.errors import RunError
+from official.evaluation import class_scores
+from official.prediction import (
+    Pictures,
+    find_pictures,
+    picture_files,
+    predict,
+    split_images,
+)
+from official.records import read_description
+from official.sizes import Sizes
+from tests.miniature import change_records, write_cityscapes, write_pair
+from tfrecords_tools.convert import convert
+
+NAMES = ["sky", "road", "car"]
+PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
+
+
+def stand_in(images: tf.Tensor) -> tf.Tensor:
+    """The brightest channel in the place of a network's answer: class 0 = red, 1, 2 = blue."""
+    return images / 255.0
+
+
+def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def run(inputs, output_dir):
+    pictures = picture_files(str(inputs), str(output_dir))
+    return predict(stand_in, pictures, str(output_dir), class_names=NAMES, palette=PALETTE)
+
+
+def names_in(directory) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+
+
+def test_labels_are_indices_in_a_palette_file(tmp_path):
+    image = colours(6, 9)
+    Image.fromarray(image).save(tmp_path / "street.png")
+    (written,) = run(tmp_path / "street.png", tmp_path / "out")
+    assert names_in(tmp_path / "out") == ["legend.png", "street_labels.png", "street_overlay.png"]
+    with Image.open(written) as labels:
+        assert labels.mode == "P"
+        np.testing.assert_array_equal(labels, np.argmax(image, -1))
+        np.testing.assert_array_equal(labels.convert("RGB"), np.array(PALETTE)[np.asarray(labels)])
+    with Image.open(tmp_path / "out" / "street_overlay.png") as overlay:
+        assert (overlay.size, overlay.mode) == ((9, 6), "RGB")
+
+
+def tells_left_from_right(images: tf.Tensor) -> tf.Tensor:
+    """A fake network whose answer to a mirror image is no mirror image of its answer."""
+    ramp = tf.linspace(0.0, 0.5, tf.shape(images)[2])[:, tf.newaxis]
+    return stand_in(images) * 4 + ramp * [3.0, -3.0, 0.0]
+
+
+def test_one_scale_is_the_argmax_of_the_logits_bit_for_bit(tmp_path):
+    images = [colours(7, 9), colours(4, 12, seed=1)]
+    pictures = Pictures(["a", "b"], ["a", "b"], iter(images))
+    written = predict(
+        *(tells_left_from_right, pictures, str(tmp_path)), class_names=NAMES, palette=PALETTE
+    )
+    for path, image in zip(written, images, strict=True):
+        logits = tells_left_from_right(image[np.newaxis].astype(np.float32))
+        np.testing.assert_array_equal(Image.open(path), np.argmax(logits[0], -1))
+
+
+def test_scales_and_flip_are_those_of_the_evaluation(tmp_path):
+    image = colours(9, 13)
+    answers = []
+    for options in (
+        {},
+        {"scales": (0.5, 1.0, 1.25)},
+        {"flip": True},
+        {"scales": (0.5, 1.0, 1.25), "flip": True},
+    ):
+        pictures = Pictures(["a"], ["a"], iter([image]))
+        (written,) = predict(
+            *(tells_left_from_right, pictures, str(tmp_path)),
+            class_names=NAMES,
+            palette=PALETTE,
+            **options,
+        )
+        answers.append(np.asarray(Image.open(written)))
+        wanted = {"scales": (1.0,), "flip": False, **options}
+        scores = class_scores(tells_left_from_right, image[np.newaxis], 3, **wanted)
+        np.testing.assert_array_equal(answers[-1], np.argmax(scores[0], -1))
+    assert len({answer.tobytes() for answer in answers}) == 4
+
+
+def test_a_model_sees_pictures_at_its_datas_scale(tmp_path):
+    # 9 x 13 becomes 4 x 6 (4.5 and 6.5, to even); the scales are factors of that.
+    image, half = colours(9, 13), Sizes(0.5)
+    seen = half.bring(image[np.newaxis])
+    assert seen.shape == (1, 4, 6, 3)
+    for options in ({}, {"scales": (0.5, 1.0, 1.25), "flip": True}):
+        (written,) = predict(
+            *(tells_left_from_right, Pictures(["a"], ["a"], iter([image])), str(tmp_path)),
+            class_names=NAMES,
+            palette=PALETTE,
+            sizes=half,
+            **options,
+        )
+        wanted = {"scales": (1.0,), "flip": False, **options}
+        scores = class_scores(tells_left_from_right, seen, 3, **wanted)
+        expected = np.argmax(tf.image.resize(scores, (9, 13))[0], -1)
+        np.testing.assert_array_equal(Image.open(written), expected)
+        assert Image.open(tmp_path / "a_overlay.png").size == (13, 9)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Records: 4 training images, 2 for validation, 2 for the test, whose labels are all void."""
+    root = tmp_path_factory.mktemp("records")
+    write_cityscapes(root / "source")
+    for number in range(2):
+        void = np.zeros((5 + number, 8), np.uint8)
+        name = f"{number:06d}_000007"
+        write_pair(root / "source", "test", name, colours(5 + number, 8, seed=number), void)
+    convert("cityscapes", str(root / "source"), str(root / "data"))
+    return root / "data"
+
+
+def test_a_split_whose_labels_are_all_void(data, tmp_path):
+    pictures = split_images(read_description(str(data)), "test")
+    predict(stand_in, pictures, str(tmp_path), class_names=NAMES, palette=PALETTE)
+    folder = "leftImg8bit/test/town"
+    assert names_in(tmp_path) == [
+        *(f"{folder}/town_000000_000007_leftImg8bit_{kind}.png" for kind in ("labels", "overlay")),
+        *(f"{folder}/town_000001_000007_leftImg8bit_{kind}.png" for kind in ("labels", "overlay")),
+        "legend.png",
+    ]
+    for number in range(2):
+        answer = tmp_path / folder / f"town_{number:06d}_000007_leftImg8bit_labels.png"
+        expected = np.argmax(colours(5 + number, 8, seed=number), -1)
+        np.testing.assert_array_equal(Image.open(answer), expected)
+
+
+def rename(data, copy, names):
+    """A copy of the data whose training records have other names."""
+    shutil.copytree(data, copy)
+    description = read_description(str(copy))
+
+    def change(i, features):
+        features["image/filename"].bytes_list.value[0] = names[i].encode()
+
+    change_records(description.split("train").files[0], change)
+    return description
+
+
+@pytest.mark.parametrize(
+    ("names", "saying"),
+    [
+        (["a", "b", "x/../../c", "d"], r"x/\.\./\.\./c would not be below"),
+        (["a", "b", "a", "c"], "a and a would both become a_labels.png"),
+    ],
+)
+def test_names_of_records_that_cannot_be_files(data, tmp_path, names, saying):
+    pictures = split_images(rename(data, tmp_path / "data", names), "train")
+    with pytest.raises(RunError, match=saying):
+        predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_cannot_be_read(data, tmp_path):
+    description = rename(data, tmp_path / "data", ["a", "b", "c", "d"])
+
+    def cut(i, features):
+        if i == 2:
+            encoded = features["image/encoded"].bytes_list
+            encoded.value[0] = encoded.value[0][:99]
+
+    change_records(description.split("train").files[0], cut)
+    pictures = split_images(description, "train")
+    with pytest.raises(RunError, match=f"{tmp_path}.*tfrecords_tools.check"):
+        predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
+    with pytest.raises(RunError, match="no split 'tset'"):
+        split_images(description, "tset")
+
+
+def test_folder_keeps_sub_paths_and_its_earlier_answers_are_no_input(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "rome").mkdir(parents=True)
+    Image.fromarray(colours(4, 5)).save(photos / "a.jpg")
+    Image.fromarray(colours(3, 3)).save(photos / "rome" / "a.JPEG")
+    (photos / "notes.txt").write_text("no picture")
+    for _ in range(2):
+        assert len(run(photos, photos / "out")) == 2
+    assert names_in(photos / "out") == [
+        *("a_labels.png", "a_overlay.png", "legend.png"),
+        *("rome/a_labels.png", "rome/a_overlay.png"),
+    ]
+
+
+def test_pattern(tmp_path):
+    photos = tmp_path / "photos [2024]"
+    for city in ("rome", "oslo"):
+        (photos / city).mkdir(parents=True)
+        Image.fromarray(colours(2, 2)).save(photos / city / "x.png")
+        Image.fromarray(colours(2, 2)).save(photos / city / "y.png")
+    pattern = str(photos).replace("[", "[[]") + "/*/x.png"
+    assert [name for _, name in find_pictures(str(photos), "out")] == [
+        *("oslo/x", "oslo/y", "rome/x", "rome/y")
+    ]
+    # Its first wildcard is in the folder's own name.
+    assert [name for _, name in find_pictures(pattern, "out")] == [
+        *("photos [2024]/oslo/x", "photos [2024]/rome/x")
+    ]
+    # A folder that is there goes before what its name would match.
+    assert [name for _, name in find_pictures(f"{photos}/*/x.png", "out")] == ["oslo/x", "rome/x"]
+    assert [name for _, name in find_pictures(f"{tmp_path}/**/y.png", "out")] == [
+        *("photos [2024]/oslo/y", "photos [2024]/rome/y")
+    ]
+
+
+def test_same_name_twice_is_an_error_before_anything_is_written(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(colours(2, 2)).save(tmp_path / name)
+    with pytest.raises(RunError, match=r"a\.jpg and .*a\.png"):
+        run(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inputs", ["nowhere", "*.gif", "empty"])
+def test_no_match_names_the_pattern(tmp_path, inputs):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError) as caught:
+        run(tmp_path / inputs, tmp_path / "out")
+    assert str(tmp_path / inputs) in str(caught.value)
+
+
+def test_a_truncated_picture_is_named_and_those_before_stay(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in "abc":
+        Image.fromarray(colours(40, 40)).save(photos / f"{name}.png")
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"b\.png"):
+        run(photos, out)
+    assert names_in(out) == ["a_labels.png", "a_overlay.png", "legend.png"]
+    Image.open(out / "a_labels.png").load()
+
+
+def test_output_directory_that_is_a_file(tmp_path):
+    Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunError, match="out"):
+        run(tmp_path / "a.png", tmp_path / "out")
+
+
+def test_classes_that_are_not_the_networks(tmp_path):
+    Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
+    options = {"class_names": NAMES[:2], "palette": PALETTE[:2]}
+    with pytest.raises(RunError, match="has 3 classes, the data 2"):
+        pictures = picture_files(str(tmp_path / "a.png"), "")
+        predict(stand_in, pictures, str(tmp_path / "out"), **options)
+
+
+def test_a_name_that_is_no_text_is_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9")  # Latin-1
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colours(3, 4)).save(tmp_path / "photos" / f"{name}.png")
+    run(tmp_path / "photos", tmp_path / "out")
+    assert b"caf\xe9_labels.png" in os.listdir(os.fsencode(tmp_path / "out"))
+
+
+def test_linked_folders_are_searched_and_circles_end(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for folder in (photos, elsewhere):
+        folder.mkdir()
+        Image.fromarray(colours(3, 4)).save(folder / "a.png")
+    (photos / "link").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(photos)
+    (photos / "self").symlink_to(photos)
+    for inputs in (photos, f"{photos}/**/*.png"):
+        found = [name for _, name in find_pictures(str(inputs), str(tmp_path / "out"))]
+        assert found == ["a", "link/a"]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.auto_deeplab.test_search import architecture, everything, make
 
 from official import distribution, optimizers
 from tests.auto_deeplab import reference
+from tests.auto_deeplab.search.test_bilevel import architecture, everything, make
 from tests.auto_deeplab.training import VOID, assert_same, per_replica, random_batch, values
 
 LAYERS, BLOCKS, OPERATIONS = 2, 1, ("sep_conv_3x3", "atrous_conv_3x3", "skip_connect", "none")

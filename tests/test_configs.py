@@ -11,8 +11,7 @@ from absl.testing import flagsaver
 
 from auto_deeplab import train
 from auto_deeplab.modes import mode_flags
-from auto_deeplab.modes.flag_definitions import DEFAULTS, NEEDED
-from auto_deeplab.runs import run_record
+from auto_deeplab.modes.flag_definitions import DEFAULTS, MODES, NEEDED
 from auto_deeplab.runs.run_record import NETWORK
 from auto_deeplab.runs.saved_network import new_network
 from auto_deeplab.space import genotype
@@ -158,9 +157,8 @@ def test_multi_scale_evaluation():
 def test_flags_cfg_says_the_same_as_the_command_line(tmp_path):
     given = ("--operations=skip_connect,none", "--eval_scales=0.5,1", "--checkpoint=somewhere")
     with parsed("search_cityscapes.cfg", "--genotype=published", *given) as values:
-        run_record.write_flags(
-            str(tmp_path), values.get_key_flags_for_module(train.flag_definitions)
-        )
+        lines = [mode_flags.flagfile_of(mode, values) for mode in MODES]
+        (tmp_path / "flags.cfg").write_text("".join(lines))
         expected = {flag.name: flag.value for flag in values.get_key_flags_for_module(train)}
     with flagsaver.flagsaver():
         flags.FLAGS(["train.py", f"--flagfile={tmp_path / 'flags.cfg'}"])
@@ -190,7 +188,7 @@ def test_the_commands_of_the_tables_can_be_typed(monkeypatch):
         assert (python, script) == ("python", "auto_deeplab/train.py")
         with flagsaver.flagsaver():
             flags.FLAGS(expanded([script, *arguments]))
-            mode_flags.check(located(arguments), flags.FLAGS)
+            mode_flags.check_given(located(arguments), flags.FLAGS)
             values = flags.FLAGS.flag_values_dict()
         for needed in NEEDED[values["mode"]]:
             assert values[needed] is not None, command

@@ -145,10 +145,10 @@ def test_a_flag_of_other_modes_is_refused(mode):
         for name, modes in USED.items():
             given = [(f"--mode={mode}", None), (f"--{name}=1", None), ("--verbosity=1", None)]
             if mode in modes:
-                mode_flags.check(given[1:] if name == "mode" else given, FLAGS)
+                mode_flags.check_given(given[1:] if name == "mode" else given, FLAGS)
                 continue
             with pytest.raises(UsageError) as refused:
-                mode_flags.check(given, FLAGS)
+                mode_flags.check_given(given, FLAGS)
             said = str(refused.value)
             assert said.startswith(f"--{name} is not used by --mode={mode}, only by ")
             assert set(re.findall(r"\w+", said.split("only by ")[1].split(":")[0])) == {

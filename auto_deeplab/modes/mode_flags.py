@@ -1,35 +1,63 @@
 """What the flags of train.py are to its modes: which a mode takes, and what --help says of them."""
 
+import os
+import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import flags
 
 from auto_deeplab.modes import flag_definitions
 from auto_deeplab.modes.flag_definitions import CONFIGS, DEFAULTS, MODES, NEEDED, USED
-from auto_deeplab.runs.run_record import FLAGS_FILE
+from auto_deeplab.runs.run_record import FLAGS_FILE, GENOTYPE, OtherRunError
+from auto_deeplab.space.genotype import PRESET_PATHS
 from official import command_help
 from official.errors import TRACEBACK, UsageError
 from official.flagfiles import Located
 
 COMMAND = "python auto_deeplab/train.py"
 
+ONLY_FOR_COST_TABLE = (
+    *("cost_metric", "operations", "num_layers", "num_blocks"),
+    *("precision", "distribution_strategy", "deterministic"),
+)
+"""Flags that profile takes with --cost_table alone."""
+
+PATHS = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
+"""Flags whose values are paths that flags.cfg has from the root on, to be read from anywhere."""
+
+Kind = TypeVar("Kind")
+
 GROUPS = (("search", "train"), *((mode,) for mode in MODES), ("eval", "predict"))
 """Modes whose flags --help shows together; what other modes share comes first."""
 
 
 def check(arguments: Sequence[Located], values: flags.FlagValues) -> None:
-    """Checks that the mode uses all flags that are given.
-
-    The flags.cfg that a run writes resumes that run and is for no other mode. Earlier versions
-    wrote the flags of all modes into it: such a flag may stand there with its default.
+    """Checks that the mode uses all flags that are given, and has all that it needs.
 
     Args:
         arguments: the command line, as of flagfiles.located.
         values: the flags, parsed from it; --mode is given.
 
     Raises:
-        UsageError: a flag is not the mode's, or a flagfile is another mode's.
+        UsageError: a flag is not the mode's, a flagfile is another mode's, or a flag is missing.
+    """
+    mode = values.mode
+    check_given(arguments, values)
+    for name in NEEDED[mode]:
+        if values[name].value is None:
+            raise UsageError(f"--{name} is needed by --mode={mode}")
+    if mode == "profile":
+        _check_profile(values)
+
+
+def check_given(arguments: Sequence[Located], values: flags.FlagValues) -> None:
+    """Checks that the mode uses all flags that are given; arguments and errors as of `check`.
+
+    The flags.cfg that a run writes resumes that run and is for no other mode. Earlier versions
+    wrote the flags of all modes into it: such a flag may stand there with its default.
     """
     mode = values.mode
     given = list(_given(arguments, values))
@@ -50,6 +78,82 @@ def check(arguments: Sequence[Located], values: flags.FlagValues) -> None:
             f"--{name}{f' in {file}' if file else ''} is not used by --mode={mode}, only by "
             f"{_listed(USED[name])}: leave it away"
         )
+
+
+def _check_profile(values: flags.FlagValues) -> None:
+    """Raises UsageError if flags for one network and for all networks meet."""
+    if values.cost_table is None:
+        for name in ONLY_FOR_COST_TABLE:
+            if values[name].present:
+                raise UsageError(
+                    f"--{name} says how --cost_table is measured, which is not given: give that too"
+                )
+        return
+    for name in ("model_dir", "genotype"):
+        if values[name].value is not None:
+            raise UsageError(
+                f"--{name}={values[name].value}: --cost_table is for all networks of the search "
+                "space, not for one: leave one of the two flags away"
+            )
+
+
+def read(kind: type[Kind], values: flags.FlagValues) -> Kind:
+    """A dataclass, each of whose fields has the value of the flag of its name."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values[name].value for name in names})
+
+
+def read_given(names: Sequence[str], values: flags.FlagValues) -> dict[str, Any]:
+    """The values of those flags that were given."""
+    return {name: values[name].value for name in names if values[name].present}
+
+
+def flagfile_of(mode: str, values: flags.FlagValues) -> str:
+    """The content of flags.cfg, a flagfile that resumes a run from anywhere.
+
+    Flags without a value are left out, and --checkpoint, which says where one process started.
+    """
+    lines = []
+    for flag in of_mode(mode, values):
+        if flag.name in PATHS and flag.value and flag.value not in PRESET_PATHS:
+            lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
+        elif flag.value is not None and flag.name != "checkpoint":
+            lines.append(flag.serialize())
+    return "\n".join(lines) + "\n"
+
+
+def explain_other_run(
+    error: OtherRunError, values: flags.FlagValues, arguments: Sequence[str]
+) -> UsageError:
+    """The error as a user of the command needs it.
+
+    A run cannot be made longer: then it says why, and the command of what can be done instead.
+
+    Args:
+        error: of a search or a training that found another run in its model_dir.
+        values: the flags.
+        arguments: the command line, with the command itself first.
+    """
+    longer = error.flag in ("epochs", "train_steps") and error.value > error.recorded
+    if not longer:
+        return error
+    old = values.model_dir
+    replaced = ("--model_dir=", "--init_checkpoint=", "--checkpoint=")
+    kept = [argument for argument in arguments[1:] if not argument.startswith(replaced)]
+    command = ["python", arguments[0], *kept, f"--model_dir={old.rstrip('/')}_{error.value}"]
+    why = (
+        f"--{error.flag} is {error.value}, but {error.recorded} in the run that --model_dir={old} "
+        "holds, and its schedule was made for those"
+    )
+    if values.mode == "search":
+        return UsageError(
+            f"{why}: a longer search begins anew: {shlex.join(command)} (a search takes no weights "
+            f"of another; --mode=train can train what this one found, {old}/{GENOTYPE})"
+        )
+    if values.genotype is None:
+        command.append(f"--genotype={os.path.join(old, GENOTYPE)}")
+    command.append(f"--init_checkpoint={values.checkpoint or old}")
+    return UsageError(f"{why}: to go on from its weights, begin another run: {shlex.join(command)}")
 
 
 def _given(

@@ -7,7 +7,6 @@ flags.cfg: the mode's flags, as a flagfile.
 
 import json
 import os
-from collections.abc import Iterable
 from typing import Any
 
 from auto_deeplab.space import genotype as genotypes
@@ -85,24 +84,6 @@ def write(model_dir: str, mode: str, identity: Record, facts: Record) -> None:
     make_directory(model_dir)
     record = {"mode": mode, "identity": identity, **facts}
     write_atomically(os.path.join(model_dir, FILE), json.dumps(record, indent=1) + "\n")
-
-
-def write_flags(model_dir: str, flags: Iterable[Any]) -> None:
-    """Writes flags.cfg, a flagfile that resumes the run from anywhere.
-
-    Args:
-        model_dir: exists.
-        flags: absl flags, the mode's; those without a value are left out, and --checkpoint, which
-            says where one process started.
-    """
-    paths = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
-    lines = []
-    for flag in flags:
-        if flag.name in paths and flag.value and flag.value not in genotypes.PRESET_PATHS:
-            lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
-        elif flag.value is not None and flag.name != "checkpoint":
-            lines.append(flag.serialize())
-    write_atomically(os.path.join(model_dir, FLAGS_FILE), "\n".join(lines) + "\n")
 
 
 def figure(model_dir: str, name: str) -> str:

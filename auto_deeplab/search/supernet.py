@@ -150,7 +150,7 @@ class SuperNet(keras.Model):
         num_blocks: int,
         operations: tuple[str, ...],
         filter_multiplier: int,
-        stem_filters: tuple[int, int, int] = (64, 64, 128),
+        stem_filters: tuple[int, ...] = (64, 64, 128),
         alpha_sharing: str = "global",
         recompute: str = "cell",
         sync_batch_norm: bool = True,
@@ -450,7 +450,7 @@ def conv_bn_shapes(
     return {f"{name}.kernel": shape for name, shape in kernels.items()}, vectors
 
 
-def stem_part(filters: tuple[int, int, int]) -> Part:
+def stem_part(filters: tuple[int, ...]) -> Part:
     """The variables of `stem`."""
     inputs = (3, *filters)
     kernels = {f"conv{i}": (3, 3, inputs[i], inputs[i + 1]) for i in range(3)}

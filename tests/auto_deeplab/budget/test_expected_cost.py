@@ -8,8 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 
 from auto_deeplab.budget import cost_table, expected_cost
 from auto_deeplab.budget.cost_table import CostTable
@@ -420,45 +418,3 @@ def test_profile_refuses_what_it_cannot_do(tmp_path):
     done = profile(tmp_path)
     assert done.code == 2 and "is a directory" in done.error
     assert not list(tmp_path.iterdir())
-
-
-def test_what_a_search_asks_of_its_table(table, tmp_path, capsys):
-    from auto_deeplab import train
-    from official.errors import UsageError
-
-    file = tmp_path / "costs.json"
-    table.save(file)
-    low, high = expected_cost.bounds(table, search_space.OPERATIONS, 3)
-
-    def checked(**given):
-        defaults = {"mode": "search", "cost_table": str(file), "cost_budget": (low + high) / 2}
-        defaults |= {"cost_weight": 0.5, "num_layers": 3, "num_blocks": 2}
-        with flagsaver.flagsaver():
-            flags.FLAGS.mark_as_parsed()
-            for name, value in (defaults | given).items():
-                setattr(flags.FLAGS, name, value)
-            found = train.checked_cost_table()
-            term = train.cost_term(found)
-        return found, term, capsys.readouterr().err
-
-    found, term, said = checked()
-    assert found == table and not said
-    alpha_of, beta = decided((1, 2, 3), "atrous_conv_5x5", search_space.OPERATIONS, 2)
-    penalty, value = (float(x) for x in term(alpha_of, beta))
-    assert penalty == pytest.approx(max(0.0, 0.5 * (value / ((low + high) / 2) - 1)), rel=1e-5)
-
-    assert checked(cost_weight=0.0, cost_table=None, cost_budget=None) == (None, None, "")
-    found, term, said = checked(cost_weight=0.0)
-    assert (found, term) == (None, None) and "--cost_weight=0" in said
-    assert "can never be kept" in checked(cost_budget=low / 2)[2]
-    assert "changes nothing" in checked(cost_budget=high * 2)[2]
-    for given, words in (
-        ({"cost_table": None}, ["--cost_table", "--cost_weight=0.5"]),
-        ({"cost_budget": None}, ["--cost_budget", "--cost_weight=0.5"]),
-        ({"cost_table": "missing.json"}, ["--cost_table", "missing.json"]),
-        ({"num_blocks": 3}, ["--cost_table", "--num_blocks", "2 blocks, not 3"]),
-        ({"operations": ["dil_conv_3x3", "none"]}, ["--cost_table", "dil_conv_3x3"]),
-    ):
-        with pytest.raises(UsageError) as error:
-            checked(**given)
-        assert all(word in str(error.value) for word in words), error.value

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import auto_deeplab
-from auto_deeplab import train
+from auto_deeplab.modes import evaluate
 from auto_deeplab.runs.saved_network import trained_network
 from official.checkpoints import Checkpoints
 from official.errors import RunError, UsageError
@@ -40,8 +40,8 @@ def test_load_gives_what_eval_uses(root, monkeypatch):
         used.append(model(IMAGES))
         return make(model, *arguments, **options)
 
-    make = train.split_evaluator
-    monkeypatch.setattr(train, "split_evaluator", evaluator)
+    make = evaluate.split_evaluator
+    monkeypatch.setattr(evaluate, "split_evaluator", evaluator)
     common = ("--mode=eval", f"--data_dir={root / 'data'}", f"--model_dir={root / 'run'}")
     for more in ((), (f"--checkpoint={root / 'run/checkpoints/ckpt-1'}",)):
         done = train_here(*common, "--max_eval_images=1", *more)

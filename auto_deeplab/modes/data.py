@@ -1,0 +1,244 @@
+"""What modes share of data and devices: what a user says of them, checked, opened and started."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from official import distribution, input_pipeline
+from official.errors import UsageError
+from official.evaluation import Logits, split_evaluator
+from official.preprocessing import RANDOM_SCALES
+from official.records import Description, read_description
+from official.training_loop import Row
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which records a mode reads.
+
+    Attributes:
+        data_dir: a directory of TFRecords, as tfrecords_tools.convert writes them.
+        eval_split: the name of the split to evaluate on, or to predict.
+        num_classes, ignore_label: of data that do not say them, which are shards of DeepLab's own
+            scripts; None: the data say them.
+    """
+
+    data_dir: str
+    eval_split: str = "val"
+    num_classes: int | None = None
+    ignore_label: int | None = None
+
+    def read(self) -> Description:
+        """The data's description.
+
+        Raises:
+            UsageError: it contradicts num_classes or ignore_label.
+            RunError: there is none, or it is damaged.
+        """
+        description = read_description(self.data_dir, self.num_classes, self.ignore_label)
+        for name in ("num_classes", "ignore_label"):
+            value = getattr(self, name)
+            if value is not None and value != getattr(description, name):
+                raise UsageError(
+                    f"--{name}={value}, but the data in --data_dir={self.data_dir} has "
+                    f"{getattr(description, name)}: leave the flag away"
+                )
+        return description
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a batch of training is, and how an image becomes one of its crops.
+
+    Attributes:
+        batch_size: images on all replicas together.
+        crop_size: (height, width) of a crop in pixels.
+        train_split: the name of the split that they are of.
+        random_scale, random_crop, random_flip: what is drawn anew for each image.
+        cache_data: whether decoded images are kept in memory.
+    """
+
+    batch_size: int
+    crop_size: tuple[int, int]
+    train_split: str = "train"
+    random_scale: bool = True
+    random_crop: bool = True
+    random_flip: bool = True
+    cache_data: bool = False
+
+    def scales(self) -> tuple[float, ...]:
+        """The factors among which each image's scale is drawn."""
+        return RANDOM_SCALES if self.random_scale else (1.0,)
+
+    def options(self) -> dict[str, Any]:
+        """The same as arguments of input_pipeline.distributed_batches."""
+        return {
+            "batch_size": self.batch_size,
+            "crop_size": tuple(self.crop_size),
+            "scales": self.scales(),
+            "random_crop": self.random_crop,
+            "flip": self.random_flip,
+            "cache": self.cache_data,
+        }
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where to compute, and in which number format.
+
+    Attributes:
+        distribution_strategy: see distribution.make_strategy.
+        precision: see distribution.set_precision.
+        deterministic: whether equal runs give equal bits, at some cost in speed.
+    """
+
+    distribution_strategy: str = "one_device"
+    precision: str = "float32"
+    deterministic: bool = False
+
+    def start(self, mode: str, seed: int = 0) -> tf.distribute.Strategy:
+        """Sets precision, seed and devices; must come before any other use of TensorFlow.
+
+        Args:
+            mode: what is going to run, a key of flag_definitions.MODES.
+            seed: of whatever draws without a seed of its own, such as initial weights.
+
+        Returns:
+            the strategy in whose scope variables are to be made.
+
+        Raises:
+            UsageError: the devices are not there, or cannot do what `mode` needs.
+        """
+        if self.deterministic:
+            distribution.make_deterministic(seed)
+        keras.utils.set_random_seed(seed)
+        if mode == "search":
+            distribution.expect_many_operations()
+        strategy = distribution.make_strategy(self.distribution_strategy)
+        if distribution.set_precision(self.precision) != self.precision:
+            say(
+                f"warning: --precision={self.precision} brings nothing on this processor, which "
+                "has no instructions for it: computing in float32"
+            )
+        learns = mode in ("search", "train")
+        if learns and self.precision == "float16" and not tf.config.list_physical_devices("GPU"):
+            raise UsageError(
+                f"--precision=float16: --mode={mode} needs a GPU for it, as TensorFlow lacks "
+                "gradients in float16 elsewhere; use bfloat16 or float32"
+            )
+        names = [name.rpartition("device:")[2] for name in strategy.extended.worker_devices]
+        say(f"{mode} on {', '.join(names)}")
+        return strategy
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """How TensorFlow runs the steps of a search or a training.
+
+    Attributes:
+        sync_batch_norm: whether BN normalises by the statistics of the global batch.
+        jit_compile: whether XLA compiles the step.
+        steps_per_loop: steps in one call of TensorFlow.
+    """
+
+    sync_batch_norm: bool = True
+    jit_compile: bool = False
+    steps_per_loop: int = 1
+
+    def check(self, strategy: tf.distribute.Strategy) -> None:
+        """Raises UsageError if that cannot be done on the strategy's replicas."""
+        replicas = strategy.num_replicas_in_sync
+        if self.jit_compile and self.sync_batch_norm and replicas > 1:
+            raise UsageError(
+                f"--jit_compile=true needs --sync_batch_norm=false on {replicas} replicas, as "
+                "synchronised batch normalisation cannot be compiled; or use "
+                "--distribution_strategy=one_device"
+            )
+
+
+@dataclass(frozen=True)
+class Reports:
+    """When a run says how it does, and when it saves.
+
+    Attributes:
+        eval_every: steps between two reports with an evaluation; None: see the mode.
+        save_every: steps between two checkpoints; None: one with each report.
+        max_eval_images: how many images of the split are evaluated; None: all.
+    """
+
+    eval_every: int | None = None
+    save_every: int | None = None
+    max_eval_images: int | None = None
+
+
+def say(text: str) -> None:
+    """Words for people go to stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_training_data(
+    data: Data,
+    description: Description,
+    batches: Batches,
+    strategy: tf.distribute.Strategy,
+    num_records: int,
+    class_weights: list[float] | None,
+) -> None:
+    """Raises UsageError if batch, crop or weights do not fit the devices or the data.
+
+    Args:
+        data, description: what is to be trained on.
+        batches: of what.
+        strategy: on what.
+        num_records: how many of the training split's records there are to train on.
+        class_weights: one for each class, or None.
+    """
+    if len({*range(description.num_classes)} - {description.ignore_label}) == 1:
+        raise UsageError(
+            f"--data_dir={description.data_dir} has one class beside void, so there is nothing to "
+            "tell apart: name a class for the rest too, such as background, instead of void"
+        )
+    distribution.check_batch_size(batches.batch_size, strategy)
+    if batches.batch_size > num_records:
+        raise UsageError(
+            f"--batch_size={batches.batch_size} is larger than the {num_records} images to train "
+            "on: give a smaller one"
+        )
+    if class_weights and len(class_weights) != description.num_classes:
+        raise UsageError(
+            f"--class_weights has {len(class_weights)} numbers, but the data in "
+            f"--data_dir={description.data_dir} has {description.num_classes} classes: give one "
+            "for each"
+        )
+    input_pipeline.check_crop_size(
+        description,
+        batches.train_split,
+        (batches.crop_size[0], batches.crop_size[1]),
+        batches.scales(),
+    )
+    description.split(data.eval_split)
+
+
+def validation(
+    model: Logits,
+    description: Description,
+    split: str,
+    strategy: tf.distribute.Strategy,
+    max_images: int | None,
+) -> Callable[[], Row]:
+    """A function that evaluates the model as it is now, in the words of history.jsonl."""
+    evaluate = split_evaluator(model, description, split, strategy=strategy, max_images=max_images)
+
+    def row() -> Row:
+        metrics, _ = evaluate()
+        return {
+            "val_miou": metrics["miou"],
+            "val_miou_present": metrics["miou_present"],
+            "val_images": metrics["num_images"],
+        }
+
+    return row

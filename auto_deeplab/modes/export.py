@@ -1,0 +1,50 @@
+"""--mode=export: a trained network as a SavedModel."""
+
+import os
+from pathlib import Path
+
+from auto_deeplab.modes.data import Devices, say
+from auto_deeplab.modes.model_dir import choose_scale, load_network, read_training
+from official.export import export as write_saved_model
+
+
+def export(
+    model_dir: str,
+    *,
+    export_dir: str | None = None,
+    export_probabilities: bool = False,
+    predict_scale: float | None = None,
+    num_classes: int | None = None,
+    devices: Devices = Devices(),
+    checkpoint: str | None = None,
+) -> Path:
+    """Writes export_dir/1, 2, ...
+
+    Args:
+        model_dir: of a training.
+        export_dir: None: model_dir/export.
+        export_probabilities: whether it answers probabilities beside labels.
+        predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
+        num_classes: what the user believes of the network; None: nothing.
+        devices: where the graph is made.
+        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+
+    Returns:
+        the SavedModel's directory.
+
+    Raises:
+        UsageError, RunError: something is missing, damaged or of another kind.
+    """
+    strategy, record = devices.start("export"), read_training(model_dir, num_classes)
+    sizes = choose_scale(record, model_dir, predict_scale)
+    network, _, _ = load_network(model_dir, checkpoint, strategy)
+    path = write_saved_model(
+        network,
+        export_dir or os.path.join(model_dir, "export"),
+        class_names=record["class_names"],
+        palette=record["palette"],
+        probabilities=export_probabilities,
+        sizes=sizes,
+    )
+    say(f"exported: {path}")
+    return path

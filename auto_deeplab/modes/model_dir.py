@@ -1,0 +1,228 @@
+"""What modes share of model_dir: whether a run may begin or go on there, and what it holds."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from auto_deeplab.modes.data import say
+from auto_deeplab.network.network import Network
+from auto_deeplab.runs import run_record
+from auto_deeplab.runs.run_record import Record
+from auto_deeplab.runs.saved_network import trained_network
+from auto_deeplab.space import genotype as genotypes
+from auto_deeplab.space.genotype import Genotype
+from official import checkpoints, distribution, optimizers
+from official.errors import UsageError
+from official.evaluation import Logits
+from official.files import write_atomically
+from official.records import Description
+from official.sizes import OWN_SIZE, Sizes
+
+
+def identity_of(names: Sequence[str], *groups: Any, **values: Any) -> Record:
+    """What makes a run what it is; see run_record.check.
+
+    Args:
+        names: of the flags.
+        groups: dataclasses whose fields have flags' names.
+        values: further ones.
+    """
+    for group in groups:
+        values |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    return {name: values[name] for name in names}
+
+
+def identity_of_data(description: Description) -> str:
+    """Which data a run is of, wherever they lie."""
+    return f"{description.name} {description.fingerprint()}"
+
+
+def defaults_of(*kinds: type) -> Record:
+    """The defaults of dataclasses' fields; see run_record.compare."""
+    return {
+        field.name: field.default
+        for kind in kinds
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def check_model_dir(
+    model_dir: str, mode: str, identity: Record, defaults: Record, checkpoint: str | None
+) -> None:
+    """Checks that a run can begin, or go on, in model_dir.
+
+    Args:
+        model_dir: need not exist.
+        mode: "search" or "train".
+        identity, defaults: as in run_record.check.
+        checkpoint: from which to go on; None: the newest.
+
+    Raises:
+        UsageError: it cannot; OtherRunError if because another run is there.
+    """
+    run_record.check(model_dir, mode, identity, defaults)
+    own = Path(model_dir, "checkpoints")
+    if checkpoint and not Path(checkpoint).resolve().is_relative_to(own.resolve()):
+        raise UsageError(
+            f"--checkpoint={checkpoint} is not in {own}: --mode={mode} goes on from "
+            "its own checkpoints only; --init_checkpoint starts a training from another's"
+        )
+
+
+def write_record(
+    model_dir: str, mode: str, identity: Record, description: Description, flagfile: str | None
+) -> None:
+    """Writes run.json, and flags.cfg, with which the run can be resumed.
+
+    Args:
+        model_dir, mode, identity: as in check_model_dir.
+        description: of the data.
+        flagfile: the content of flags.cfg; None: none is written.
+    """
+    facts = {
+        "dataset": description.name,
+        "class_names": description.class_names,
+        "palette": description.palette,
+        run_record.SCALE: Sizes.of(description.options).options(),
+    }
+    run_record.write(model_dir, mode, identity, facts)
+    if flagfile is not None:
+        write_atomically(os.path.join(model_dir, run_record.FLAGS_FILE), flagfile)
+
+
+def restore(
+    model_dir: str,
+    checkpoint: str | None,
+    strategy: tf.distribute.Strategy,
+    groups: Mapping[str, tuple[Any, keras.optimizers.Optimizer | None]],
+) -> tuple[checkpoints.Checkpoints, int]:
+    """The run's checkpoints, and the step of the one that has been restored; 0: there is none.
+
+    Args:
+        model_dir: the run's.
+        checkpoint: which one; None: the newest.
+        strategy: the run's.
+        groups: name -> (variables, their optimizer or None).
+    """
+    directory = os.path.join(model_dir, "checkpoints")
+    saved, optional = {}, []
+    for name, (variables, optimizer) in groups.items():
+        saved[name] = variables
+        if optimizer is None:
+            continue
+        saved[f"{name}_optimizer"] = optimizers.rule_variables(optimizer)
+        saved[f"{name}_loss_scale"] = optimizers.loss_scale_variables(optimizer)
+        optional.append(f"{name}_loss_scale")
+    store = checkpoints.Checkpoints(
+        directory,
+        saved,
+        save_to=distribution.worker_directory(directory, strategy),
+        optional=optional,
+    )
+    return store, store.restore(checkpoint)
+
+
+def add_loss_scale(
+    optimizer: keras.optimizers.Optimizer, precision: str
+) -> keras.optimizers.Optimizer:
+    """The optimizer, with loss scaling if the precision needs it."""
+    return optimizers.with_loss_scale(optimizer) if precision == "float16" else optimizer
+
+
+def load_genotype(name: str) -> Genotype:
+    """The preset or file of that name, as --genotype gives it.
+
+    Raises:
+        UsageError: there is none, or it is no architecture.
+    """
+    try:
+        return genotypes.load(name)
+    except ValueError as error:
+        raise UsageError(f"--genotype: {error}") from None
+
+
+def read_training(model_dir: str, num_classes: int | None = None) -> Record:
+    """What the model_dir of a training remembers.
+
+    Args:
+        model_dir: the training's.
+        num_classes: what the user believes, or None.
+
+    Raises:
+        UsageError: there is no training, or its network has another number of classes.
+    """
+    record = run_record.read(model_dir, "train")
+    count = len(record["class_names"])
+    if num_classes is not None and num_classes != count:
+        raise UsageError(
+            f"--num_classes={num_classes}, but the network in --model_dir={model_dir} "
+            f"has {count} classes: leave the flag away"
+        )
+    return record
+
+
+def load_network(
+    model_dir: str, checkpoint: str | None, strategy: tf.distribute.Strategy
+) -> tuple[Network, int, str]:
+    """The network of model_dir with a checkpoint's weights, its step, and the checkpoint's path."""
+    say(run_record.read_genotype(model_dir).describe())
+    with strategy.scope():
+        return trained_network(model_dir, checkpoint)
+
+
+def logits_of(network: Network) -> Logits:
+    """The network as a function of images alone."""
+    return lambda images: network(images, training=False)
+
+
+def check_classes(record: Record, model_dir: str, description: Description) -> None:
+    """Raises UsageError if the data's classes are not those of the network in model_dir."""
+    guessed = record.get(run_record.GUESSED)
+    if guessed and len(record["class_names"]) == description.num_classes:
+        return  # a TF1 checkpoint has no names: the data's are as good
+    if record["class_names"] != list(description.class_names):
+        classes = f"{len(record['class_names'])} classes"
+        raise UsageError(
+            f"--data_dir={description.data_dir} has the classes "
+            f"{', '.join(description.class_names)}, the network in --model_dir={model_dir} was "
+            f"trained on {classes if guessed else ', '.join(record['class_names'])}: give data of "
+            "the same classes"
+        )
+
+
+def choose_scale(
+    record: Record,
+    model_dir: str,
+    predict_scale: float | None,
+    description: Description | None = None,
+) -> Sizes:
+    """What is done to images before the network sees them, which is said too.
+
+    Args:
+        record: of the training. One that is too old to know its data's scale leaves images alone.
+        model_dir: the training's.
+        predict_scale: a factor that the user wants; None: images come to the training data's scale.
+        description: of the data that the images are from; None for a user's own pictures.
+
+    Raises:
+        UsageError: nobody can tell how the data's scale becomes the network's.
+    """
+    data = Sizes.of(description.options if description else {})
+    known = Sizes.of(record[run_record.SCALE]) if run_record.SCALE in record else data
+    sizes = Sizes(predict_scale) if predict_scale else known.after(data)
+    if sizes is None:
+        assert description  # a user's own pictures come to any scale
+        raise UsageError(
+            f"--data_dir={description.data_dir} has {data}, the network in --model_dir={model_dir} "
+            f"was trained on {known}: give the factor between them as --predict_scale, or 1 to "
+            "take the images as they are"
+        )
+    to_own_size = "" if sizes == OWN_SIZE else " for the network, answers as large as the images"
+    say(f"scale: {sizes}{to_own_size}")
+    return sizes

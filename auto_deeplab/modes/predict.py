@@ -1,0 +1,110 @@
+"""--mode=predict: segments pictures, or the images of a split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from auto_deeplab.modes.data import Data, Devices, say
+from auto_deeplab.modes.evaluate import Views
+from auto_deeplab.modes.model_dir import (
+    check_classes,
+    choose_scale,
+    load_network,
+    logits_of,
+    read_training,
+)
+from official import prediction
+from official.errors import UsageError
+from official.prediction import picture_files, split_images
+from official.records import Description
+from official.submission import Submission, new_submission
+
+
+def predict(
+    model_dir: str,
+    output_dir: str,
+    *,
+    pictures: str | None = None,
+    data: Data | None = None,
+    num_classes: int | None = None,
+    views: Views = Views(),
+    predict_scale: float | None = None,
+    submission: str | None = None,
+    devices: Devices = Devices(),
+    checkpoint: str | None = None,
+) -> list[Path]:
+    """Writes label maps and overlays, or a benchmark's submission.
+
+    Args:
+        model_dir: of a training.
+        output_dir: for the answers.
+        pictures: a file, a folder or a glob pattern.
+        data: without `pictures`, the images of its eval_split are segmented.
+        num_classes: what the user believes of the network; None: nothing.
+        views: how each image is looked at.
+        predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
+        submission: one of official.submission.FORMS; None: label maps and overlays.
+        devices: where it runs.
+        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+
+    Returns:
+        the files, one for each image.
+
+    Raises:
+        UsageError, RunError: something is missing, damaged or of another kind.
+    """
+    if pictures is None and data is None:
+        raise UsageError(
+            "--mode=predict needs --input (pictures) or --data_dir (the images of its split "
+            "--eval_split)"
+        )
+    strategy, record = devices.start("predict"), read_training(model_dir, num_classes)
+    class_names, palette = record["class_names"], record["palette"]
+    description = None
+    if data and not pictures:
+        description = data.read()
+        check_classes(record, model_dir, description)
+        class_names, palette = description.class_names, description.palette
+    split = data.eval_split if data and description else "test"
+    form = make_submission(submission, class_names, split, description)
+    sizes = choose_scale(record, model_dir, predict_scale, description)
+    if description:
+        found = split_images(description, split)
+    else:
+        assert pictures  # so was checked
+        found = picture_files(pictures, output_dir)
+    network, _, _ = load_network(model_dir, checkpoint, strategy)
+    done = prediction.predict(
+        logits_of(network),
+        found,
+        output_dir,
+        class_names=class_names,
+        palette=palette,
+        scales=views.eval_scales,
+        flip=views.eval_flip,
+        sizes=sizes,
+        submission=form,
+    )
+    say(f"{len(done)} images segmented: {output_dir}")
+    return done
+
+
+def make_submission(
+    form: str | None, class_names: Sequence[str], split: str, description: Description | None
+) -> Submission | None:
+    """The form of that name; None for None.
+
+    Raises:
+        UsageError: networks of these classes, or the images of this data, do not suit it.
+    """
+    if form is None:
+        return None
+    options = description.options if description else {}
+    for name, unchanged in (("resize_factor", 1.0), ("max_side", None)):
+        value = options.get(name, unchanged)
+        if value != unchanged:
+            assert description
+            raise UsageError(
+                f"--submission={form} needs images of their own size, but those in "
+                f"--data_dir={description.data_dir} were converted with --{name}={value}"
+            )
+    return new_submission(form, class_names, split)

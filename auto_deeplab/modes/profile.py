@@ -1,0 +1,114 @@
+"""--mode=profile: what a network costs, or the pieces of all networks of a search space."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from auto_deeplab.budget import cost_table, expected_cost
+from auto_deeplab.modes.data import Devices, say
+from auto_deeplab.modes.model_dir import defaults_of, load_genotype, read_training
+from auto_deeplab.modes.train import NetworkOptions
+from auto_deeplab.runs import run_record
+from auto_deeplab.runs.saved_network import new_network
+from official import model_cost
+from official.errors import UsageError
+
+
+def profile(
+    genotype: str | None = None,
+    model_dir: str | None = None,
+    *,
+    network: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    crop_size: tuple[int, int] = (1025, 2049),
+) -> dict[str, Any]:
+    """Prints parameters and multiply-adds per part as a table.
+
+    Args:
+        genotype: a preset's name or a file; may be None if model_dir is given.
+        model_dir: of a training, whose network is counted.
+        network: of run_record.NETWORK_SHAPE what is given. With model_dir, it must be the network's
+            own; without, the others have their defaults.
+        num_classes: likewise; default 19.
+        crop_size: height and width of the image.
+
+    Returns:
+        the same as plain data; see model_cost.summary.
+
+    Raises:
+        UsageError, RunError: something is missing, damaged or of another kind.
+    """
+    given = dict(network or {})
+    if model_dir:
+        record = read_training(model_dir, num_classes)
+        architecture = run_record.read_genotype(model_dir)
+        run_record.compare(record, given, model_dir, defaults_of(NetworkOptions))
+        if genotype and load_genotype(genotype) != architecture:
+            raise UsageError(
+                f"--genotype={genotype} is not the architecture of the network in "
+                f"--model_dir={model_dir}: leave the flag away"
+            )
+        options, num_classes = record["identity"], len(record["class_names"])
+    elif genotype:
+        architecture = load_genotype(genotype)
+        options, num_classes = vars(NetworkOptions(**given)), num_classes or 19
+    else:
+        raise UsageError("--genotype is needed by --mode=profile")
+    say(architecture.describe())
+    size = crop_size[0], crop_size[1]
+    parts = model_cost.count(new_network(architecture, options, num_classes), size)
+    print(model_cost.format_table(parts, size))
+    return model_cost.summary(parts, size)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Which networks' pieces a cost table holds: cost_table.SETTINGS."""
+
+    operations: tuple[str, ...]
+    num_blocks: int
+    filter_multiplier: int
+    stem_filters: tuple[int, ...]
+    head_filters: int
+    crop_size: tuple[int, int]
+    num_classes: int
+
+
+def measure_costs(
+    path: str, pieces: Pieces, *, num_layers: int, metric: str, devices: Devices = Devices()
+) -> dict[str, Any]:
+    """Measures what the pieces of all networks of a search space cost, and writes a cost table.
+
+    Args:
+        path: of the JSON file, --cost_table.
+        pieces: what is measured.
+        num_layers: L, for the bounds.
+        metric: a key of cost_table.UNITS.
+        devices: where it is measured.
+
+    Returns:
+        what was measured, and the bounds of what networks cost, as plain data.
+
+    Raises:
+        UsageError: the path is a directory's.
+        RunError: the file cannot be written.
+    """
+    if os.path.isdir(path):
+        raise UsageError(f"--cost_table={path} is a directory: give a file")
+    devices.start("profile")
+    began = time.monotonic()
+    table = cost_table.measure(vars(pieces), metric)
+    table.save(path)
+    cheapest, dearest = expected_cost.bounds(table, pieces.operations, num_layers)
+    return {
+        "cost_table": path,
+        "metric": table.metric,
+        "unit": cost_table.UNITS[table.metric],
+        "pieces": len(table.pieces),
+        "seconds": round(time.monotonic() - began, 1),
+        "num_layers": num_layers,
+        "cheapest": cheapest,
+        "dearest": dearest,
+    }

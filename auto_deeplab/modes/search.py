@@ -1,0 +1,322 @@
+"""--mode=search: weights alone first, then weights and architecture in turn (paper, Sec. 4.2)."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from auto_deeplab.budget import cost_table as cost_tables
+from auto_deeplab.budget import expected_cost
+from auto_deeplab.budget.cost_table import CostTable
+from auto_deeplab.modes.data import (
+    Batches,
+    Compilation,
+    Data,
+    Devices,
+    Reports,
+    check_training_data,
+    say,
+    validation,
+)
+from auto_deeplab.modes.decode import make_architecture, write_architecture
+from auto_deeplab.modes.flag_definitions import SEARCH_IDENTITY
+from auto_deeplab.modes.model_dir import (
+    add_loss_scale,
+    check_model_dir,
+    defaults_of,
+    identity_of,
+    identity_of_data,
+    restore,
+    write_record,
+)
+from auto_deeplab.report import summary
+from auto_deeplab.search import bilevel
+from auto_deeplab.search.bilevel import CostTerm, Search
+from auto_deeplab.search.supernet import SuperNet
+from auto_deeplab.space.genotype import Genotype
+from auto_deeplab.space.search_space import OPERATIONS
+from official import distribution, input_pipeline, optimizers, schedules
+from official.errors import UsageError
+from official.records import Description
+from official.training_loop import Row, run
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What is searched, and how wide the super-net is.
+
+    Attributes:
+        operations: among which the cell's edges choose; alpha's columns.
+        num_layers, num_blocks: L and B.
+        filter_multiplier: F; a cell at stride 4 * 2^k has blocks of F * 2^k channels.
+        stem_filters: channels of the stem's convolutions.
+        alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
+    """
+
+    operations: tuple[str, ...] = OPERATIONS
+    num_layers: int = 12
+    num_blocks: int = 5
+    filter_multiplier: int = 8
+    stem_filters: tuple[int, ...] = (64, 64, 128)
+    alpha_sharing: str = "global"
+
+
+@dataclass(frozen=True)
+class SearchSchedule:
+    """How long the search learns, and at which rates.
+
+    Attributes:
+        epochs: passes over trainA, half of the images.
+        alpha_start_epoch: the first epoch, from 0 on, in which alpha and beta move.
+        learning_rate, min_learning_rate: of the weights, at the begin and the end of a cosine.
+        weight_decay: the factor of the weights' coupled L2 penalty.
+        arch_learning_rate, arch_weight_decay: the same of alpha and beta, constant.
+        second_order: whether the gradient of alpha and beta goes through a step of the weights.
+    """
+
+    epochs: int = 40
+    alpha_start_epoch: int = 20
+    learning_rate: float = 0.025
+    min_learning_rate: float = 0.001
+    weight_decay: float = 3e-4
+    arch_learning_rate: float = 0.003
+    arch_weight_decay: float = 0.001
+    second_order: bool = False
+
+    def check(self) -> None:
+        """Raises UsageError if nothing would be searched, or the rate would rise."""
+        if self.alpha_start_epoch >= self.epochs:
+            raise UsageError(
+                f"--alpha_start_epoch={self.alpha_start_epoch} is not below "
+                f"--epochs={self.epochs}: alpha and beta would never move"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise UsageError(
+                f"--min_learning_rate={self.min_learning_rate} is above "
+                f"--learning_rate={self.learning_rate}: the rate falls from the second to the first"
+            )
+
+
+@dataclass(frozen=True)
+class CostLimit:
+    """What the network that is found shall cost.
+
+    Attributes:
+        cost_table: the file of what its pieces cost; see budget.cost_table.
+        cost_budget: the cost that is free, in the table's unit.
+        cost_weight: of what is above it in the architecture's loss; 0: no limit.
+    """
+
+    cost_table: str | None = None
+    cost_budget: float | None = None
+    cost_weight: float = 0.0
+
+    def load(self, space: SearchSpace) -> CostTable | None:
+        """The table; None without a limit.
+
+        Raises:
+            UsageError: it is needed and not there, or is not one for this search.
+        """
+        if not self.cost_weight:
+            if self.cost_table or self.cost_budget:
+                say(
+                    "warning: --cost_weight=0: the search goes without --cost_table and "
+                    "--cost_budget"
+                )
+            return None
+        for name in ("cost_table", "cost_budget"):
+            if getattr(self, name) is None:
+                raise UsageError(f"--{name} is needed by --cost_weight={self.cost_weight}")
+        assert self.cost_table is not None and self.cost_budget is not None
+        try:
+            table = cost_tables.load(self.cost_table)
+            expected_cost.check(table, space.operations, space.num_blocks)
+        except ValueError as error:
+            raise UsageError(f"--cost_table: {error}") from None
+        cheapest, dearest = expected_cost.bounds(table, space.operations, space.num_layers)
+        if not cheapest < self.cost_budget < dearest:
+            say(
+                f"warning: --cost_budget={self.cost_budget} {cost_tables.UNITS[table.metric]}: all "
+                f"networks of this search are expected to cost {cheapest:.4g} to {dearest:.4g}, so "
+                "it " + ("can never be kept" if self.cost_budget <= cheapest else "changes nothing")
+            )
+        return table
+
+    def term(self, table: CostTable | None, space: SearchSpace) -> CostTerm | None:
+        """What is added to the architecture's loss, made from the answer of `load`."""
+        if table is None:
+            return None
+        assert self.cost_budget is not None
+        return expected_cost.budget_term(
+            table, space.operations, budget=self.cost_budget, weight=self.cost_weight
+        )
+
+
+def search(
+    model_dir: str,
+    data: Data,
+    batches: Batches,
+    *,
+    space: SearchSpace = SearchSpace(),
+    schedule: SearchSchedule = SearchSchedule(),
+    cost_limit: CostLimit = CostLimit(),
+    class_weights: list[float] | None = None,
+    devices: Devices = Devices(),
+    compilation: Compilation = Compilation(),
+    recompute: str = "cell",
+    reports: Reports = Reports(),
+    seed: int = 0,
+    checkpoint: str | None = None,
+    flagfile: str | None = None,
+) -> Genotype | None:
+    """Searches an architecture, or goes on with the search that model_dir holds.
+
+    Args:
+        model_dir: everything is written there; need not exist.
+        data: what is searched on; a search halves its training split.
+        batches: of trainA and trainB.
+        space, schedule, cost_limit: what is searched, for how long, and at which cost.
+        class_weights: factors of the classes' losses; None: all 1.
+        devices, compilation: where and how the steps run.
+        recompute: what the backward pass computes again, one of supernet.RECOMPUTE.
+        reports: without eval_every there is one after each epoch.
+        seed: of everything random.
+        checkpoint: one of this run's, from which it goes on; None: the newest.
+        flagfile: the content of flags.cfg, with which the command line resumes the run.
+
+    Returns:
+        what was found; None on workers that are not the chief.
+
+    Raises:
+        UsageError: the arguments contradict each other, the data, the devices or model_dir.
+        RunError: the data cannot be read, a file not be written, or a loss is not finite.
+        SystemExit: SIGINT or SIGTERM came; the state is saved.
+    """
+    began = time.monotonic()
+    schedule.check()
+    table = cost_limit.load(space)
+    identity = identity_of(
+        *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),
+        class_weights=class_weights,
+        seed=seed,
+    )
+    identity["cost_table"] = table.digest() if table else None
+    defaults = defaults_of(SearchSpace, SearchSchedule, CostLimit, Batches)
+    check_model_dir(model_dir, "search", identity, defaults, checkpoint)
+
+    strategy, description = devices.start("search", seed), data.read()
+    compilation.check(strategy)
+    halves = input_pipeline.split_halves(description.split(batches.train_split).num_examples, seed)
+    check_training_data(data, description, batches, strategy, len(halves[0]), class_weights)
+    identity["data_dir"] = identity_of_data(description)
+    check_model_dir(model_dir, "search", identity, defaults, checkpoint)
+    epoch_steps = input_pipeline.steps_per_epoch(len(halves[0]), batches.batch_size)
+    total_steps = schedule.epochs * epoch_steps
+    first_search_step = schedule.alpha_start_epoch * epoch_steps
+
+    rate = schedules.cosine(schedule.learning_rate, schedule.min_learning_rate, total_steps)
+    with strategy.scope():
+        searching = Search(
+            make_supernet(space, description, compilation, recompute),
+            make_architecture(identity),
+            weight_optimizer=add_loss_scale(
+                optimizers.sgd(rate, l2=schedule.weight_decay), devices.precision
+            ),
+            architecture_optimizer=add_loss_scale(
+                optimizers.adam(schedule.arch_learning_rate, l2=schedule.arch_weight_decay),
+                devices.precision,
+            ),
+            ignore_label=description.ignore_label,
+            strategy=strategy,
+            class_weights=class_weights,
+            cost_term=cost_limit.term(table, space),
+            second_order=schedule.second_order,
+            jit_compile=compilation.jit_compile,
+        )
+    architecture, weights = searching.architecture, searching.supernet.variables
+    groups = {
+        "weights": (weights, searching.weight_optimizer),
+        "architecture": (architecture.variables, searching.architecture_optimizer),
+    }
+    store, start_step = restore(model_dir, checkpoint, strategy, groups)
+    is_chief = distribution.is_chief(strategy)
+    if is_chief:
+        write_record(model_dir, "search", identity, description, flagfile)
+
+    evaluate = validation(
+        searching.logits, description, data.eval_split, strategy, reports.max_eval_images
+    )
+
+    def report(done: int) -> Row:
+        in_phase_one = done <= first_search_step
+        return {
+            "phase": "weights" if in_phase_one else "weights and architecture",
+            "learning_rate": float(rate(done - 1)),
+            **evaluate(),
+            **bilevel.report(architecture, searching.expected_cost()),
+        }
+
+    def stream(number: int, first_step: int) -> Iterator[Any]:
+        return input_pipeline.distributed_batches(
+            *(strategy, description, batches.train_split),
+            start_step=max(0, start_step - first_step),
+            records=halves[number],
+            seed=seed,
+            stream=number,
+            **batches.options(),
+        )
+
+    stream_a, stream_b = stream(0, 0), stream(1, first_search_step)
+    report_every = reports.eval_every or epoch_steps
+    rows = run(
+        "search",
+        searching.steps,
+        bilevel.batches(stream_a, stream_b, start_step, first_search_step),
+        report,
+        model_dir=model_dir,
+        start_step=start_step,
+        total_steps=total_steps,
+        epoch_steps=epoch_steps,
+        batch_size=batches.batch_size,
+        save=store.save,
+        save_every=reports.save_every or report_every,
+        report_every=report_every,
+        steps_per_loop=compilation.steps_per_loop,
+        passes=bilevel.passes(first_search_step, schedule.second_order),
+        writes=is_chief,
+    )
+    if not is_chief:
+        return None
+    genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
+    say(
+        summary.of_search(
+            rows,
+            genotype,
+            seconds=time.monotonic() - began,
+            learning_rate=schedule.arch_learning_rate,
+            updates=total_steps - first_search_step,
+            model_dir=model_dir,
+            data_dir=data.data_dir,
+            crop_size=batches.crop_size,
+            resize_factor=description.options.get("resize_factor", 1.0),
+        )
+    )
+    return genotype
+
+
+def make_supernet(
+    space: SearchSpace, description: Description, compilation: Compilation, recompute: str
+) -> SuperNet:
+    """The super-net of a search space for the data's classes; call it in the strategy's scope."""
+    return SuperNet(
+        num_classes=description.num_classes,
+        num_layers=space.num_layers,
+        num_blocks=space.num_blocks,
+        operations=tuple(space.operations),
+        filter_multiplier=space.filter_multiplier,
+        stem_filters=tuple(space.stem_filters),
+        alpha_sharing=space.alpha_sharing,
+        recompute=recompute,
+        sync_batch_norm=compilation.sync_batch_norm,
+        jit_compile=compilation.jit_compile,
+    )

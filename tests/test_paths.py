@@ -124,7 +124,7 @@ def test_patterns_are_refused_where_checkpoints_are(tmp_path, monkeypatch, name,
 def test_no_command_has_a_path_flag_of_its_own_kind():
     found = set()
     for folder in ("auto_deeplab", "official", "tfrecords_tools", "benchmarks"):
-        for file in (ROOT / folder).glob("*.py"):
+        for file in (ROOT / folder).rglob("*.py"):
             found |= set(re.findall(r'DEFINE_\w*string\(\s*"(\w+)"', file.read_text()))
     assert found == NO_PATHS
 

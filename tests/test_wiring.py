@@ -832,9 +832,9 @@ def test_predict(root, trained, tmp_path):
         files = [path.name for path in (tmp_path / "out").rglob("*_labels.png")]
         assert len(files) == found + (NUM_THEIRS if places is of_files else 0)
     # Its classes are not those of the benchmark, which is why it is refused.
+    places = (f"--model_dir={trained}", f"--output_dir={tmp_path / 'out'}")
     done = train_here(
-        *(f"--{name}={value}" for name, value in {**common, **of_files}.items()),
-        "--submission=cityscapes",
+        *("--mode=predict", *places, f"--input={tmp_path / 'in'}", "--submission=cityscapes")
     )
     assert done.code == 2 and "--submission=cityscapes needs a network of the 19" in done.error
 

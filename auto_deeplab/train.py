@@ -915,9 +915,11 @@ def new_search(
     return bilevel.Search(
         supernet,
         new_architecture({name: FLAGS[name].value for name in SEARCH_IDENTITY}),
-        weight_optimizer=scaled(optimizers.sgd(rate, l2=FLAGS.weight_decay)),
+        weight_optimizer=scaled(
+            optimizers.sgd(rate, l2=FLAGS.weight_decay, gradient_clip_norm=FLAGS.gradient_clip_norm)
+        ),
         architecture_optimizer=scaled(
-            optimizers.adam(FLAGS.arch_learning_rate, l2=FLAGS.arch_weight_decay)
+            optimizers.adam(FLAGS.arch_learning_rate, FLAGS.arch_betas, l2=FLAGS.arch_weight_decay)
         ),
         ignore_label=description.ignore_label,
         strategy=strategy,
@@ -946,6 +948,7 @@ def new_training(
         l2=FLAGS.weight_decay,
         decays=optimizers.is_kernel,
         rate_factor=lambda variable: multiplier if id(variable) in last_layer else 1.0,
+        gradient_clip_norm=FLAGS.gradient_clip_norm,
     )
     return Retrain(
         network,

@@ -208,7 +208,7 @@ def search_mode() -> None:
     )
     if distribution.is_chief(strategy):
         say(
-            summary.of_search(
+            summary.summarise_search(
                 rows,
                 write_architecture(architecture, total_steps, description.name, FLAGS.seed),
                 seconds=time.monotonic() - began,
@@ -288,10 +288,10 @@ def train_mode() -> None:
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
-        figures.history(rows, run_record.figure(FLAGS.model_dir, "history"))
+        figures.draw_history(rows, run_record.figure(FLAGS.model_dir, "history"))
         say(f"trained: {store.latest()}")
         places = {"model_dir": FLAGS.model_dir, "data_dir": FLAGS.data_dir}
-        say(summary.of_training(rows, seconds=time.monotonic() - began, **places))
+        say(summary.summarise_training(rows, seconds=time.monotonic() - began, **places))
 
 
 def eval_mode() -> None:
@@ -851,12 +851,12 @@ def write_architecture(architecture: Architecture, step: int, dataset: str, seed
     genotype, beta = bilevel.decoded(architecture, meta)
     directory = FLAGS.model_dir
     genotype.save(os.path.join(directory, run_record.GENOTYPE))
-    figures.network(genotype, run_record.figure(directory, "network"), beta=beta)
-    figures.cell(genotype, run_record.figure(directory, "cell"))
+    figures.draw_network(genotype, run_record.figure(directory, "network"), beta=beta)
+    figures.draw_cell(genotype, run_record.figure(directory, "cell"))
     rows = read_history(directory)
     if rows:
         uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
-        figures.history(rows, run_record.figure(directory, "history"), uniform)
+        figures.draw_history(rows, run_record.figure(directory, "history"), uniform)
     say(genotype.describe())
     say(f"decoded at step {step}: {directory}/{run_record.GENOTYPE}, pictures in figures/")
     return genotype

@@ -139,8 +139,8 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "road"  # the same file every time
     draw_road().savefig(HERE / "road.svg", facecolor="white", metadata={"Date": None})
     for name in genotype.PRESET_PATHS:
-        figures.network(genotype.load(name), HERE / f"{name}_network.png")
-    figures.cell(genotype.load("published"), HERE / "published_cell.png")
+        figures.draw_network(genotype.load(name), HERE / f"{name}_network.png")
+    figures.draw_cell(genotype.load("published"), HERE / "published_cell.png")
 
 
 if __name__ == "__main__":

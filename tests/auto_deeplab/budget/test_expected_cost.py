@@ -101,8 +101,8 @@ def decided(path, operation, operations, num_blocks):
 
 
 def paths(num_layers):
-    moves = itertools.product(range(4), repeat=num_layers)
-    return [path for path in moves if np.all(np.abs(np.diff((0, *path))) <= 1)]
+    candidates = itertools.product(range(4), repeat=num_layers)
+    return [path for path in candidates if np.all(np.abs(np.diff((0, *path))) <= 1)]
 
 
 @pytest.mark.parametrize("path", PATHS)

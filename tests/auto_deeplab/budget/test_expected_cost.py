@@ -130,7 +130,7 @@ def test_the_published_network_from_its_pieces():
     }
     pieces = cost_table.measure(published, "multiply_adds")
     total = of_genotype(pieces, genotype.load("published"))
-    assert round(total, 2) == 320.45  # as test_cost.py has it
+    assert round(total, 2) == 320.45  # as test_model_cost.py has it
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,10 @@ def draw_road() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-1.3, 14.9), ylim=(-2.3, 3.0))
     axes.set_axis_off()
-    for text, (x, y), color in THINGS.values():
+    for text, (x, y), colour in THINGS.values():
         corner = (x - WIDTH / 2 + 0.1, y - HEIGHT / 2 + 0.1)
         style = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 1.6}
-        axes.add_patch(FancyBboxPatch(corner, WIDTH - 0.2, HEIGHT - 0.2, edgecolor=color, **style))
+        axes.add_patch(FancyBboxPatch(corner, WIDTH - 0.2, HEIGHT - 0.2, edgecolor=colour, **style))
         axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=INK)
     for start, end, name, (dx, dy) in ROADS:
         (x0, y0), (x1, y1) = THINGS[start][1], THINGS[end][1]
@@ -119,7 +119,7 @@ def draw_house() -> Figure:
     content = (
         "convert: a dataset as its owners\ndistribute it becomes records\n\n"
         "check, browse, class_weights:\nlook at them\n\n"
-        "toy_scenes: paints some"
+        "toy_scenes: paints street scenes"
     )
     draw_room(axes, (0.2, 0.4), (3.2, height), "", content, GREEN)
     axes.text(1.8, top + 0.2, "tfrecords_tools/", ha="center", color=GREEN, **TITLE)
@@ -139,18 +139,18 @@ def draw_room(
     size: tuple[float, float],
     name: str,
     content: str,
-    color: str,
+    colour: str,
 ) -> None:
     """A box with a name and, below it, what is inside; `corner` is its lower left one."""
     (x, y), (width, height) = corner, size
     style = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 1.6}
     inner = (x + 0.1, y + 0.1), width - 0.2, height - 0.2
-    axes.add_patch(FancyBboxPatch(*inner, edgecolor=color, **style))
+    axes.add_patch(FancyBboxPatch(*inner, edgecolor=colour, **style))
     middle = x + width / 2, y + height / 2
     lines = content.count("\n") + 1
     if name:
         place = (middle[0], middle[1] + 0.19 * lines)
-        axes.text(*place, name, ha="center", va="center", color=color, **TITLE)
+        axes.text(*place, name, ha="center", va="center", color=colour, **TITLE)
         middle = (middle[0], middle[1] - 0.2)
     axes.text(*middle, content, ha="center", va="center", fontsize=10, color=INK)
 

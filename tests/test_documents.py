@@ -22,7 +22,7 @@ COMING: set[str] = {
     *("MixedCell", "mixed_edges", "SearchStem", "TrellisNode", "SearchHead", "TrellisNode.call"),
     *("Batches", "Devices", "SearchSchedule", "schedule_drop_path", "resize_longer_side"),
     *("mixed_cell.mixed_edges", "mixed_cell.make_signature", "packed_weights.PackedWeights"),
-    *("execution.delay", "auto_deeplab.build"),
+    *("execution.delay", "auto_deeplab.build", "examples/search_in_one_page.py"),
 }
 """Cited already, and not there yet."""
 

@@ -52,6 +52,20 @@ ROADS = (
     ("presets", "network", "", (0.0, 0.0)),
 )
 WIDTH, HEIGHT = 2.2, 0.8
+# The floors of auto_deeplab from the top, neighbours side by side: the folder, and what is in it.
+FLOORS = (
+    (("train.py, quickstart.py, import_tf1.py", "commands: only here are flags read"),),
+    (("modes/", "a function for each --mode: puts the parts together, calls the loop"),),
+    (("runs/", "what a model_dir remembers; saved networks"),),
+    (("report/", "figures, pages, summaries"),),
+    (("budget/", "what networks cost"),),
+    (
+        ("search/", "super-net, alpha and beta,\nthe bilevel step"),
+        ("network/", "the derived network,\nits training step"),
+    ),
+    (("space/", "search space, genotype, decoding: no TensorFlow"),),
+)
+TITLE = {"fontsize": 11, "weight": "bold"}
 PICTURE = (640, 320)  # pixels of one of the quickstart's pictures
 
 
@@ -61,10 +75,10 @@ def draw_road() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-1.3, 14.9), ylim=(-2.3, 3.0))
     axes.set_axis_off()
-    for text, (x, y), color in THINGS.values():
+    for text, (x, y), colour in THINGS.values():
         corner = (x - WIDTH / 2 + 0.1, y - HEIGHT / 2 + 0.1)
         style = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 1.6}
-        axes.add_patch(FancyBboxPatch(corner, WIDTH - 0.2, HEIGHT - 0.2, edgecolor=color, **style))
+        axes.add_patch(FancyBboxPatch(corner, WIDTH - 0.2, HEIGHT - 0.2, edgecolor=colour, **style))
         axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=INK)
     for start, end, name, (dx, dy) in ROADS:
         (x0, y0), (x1, y1) = THINGS[start][1], THINGS[end][1]
@@ -83,6 +97,62 @@ def draw_road() -> Figure:
     arrow(axes, (x1, top), (x1, y0 + HEIGHT / 2))
     label(axes, (x0 + x1) / 2, top + 0.2, "train and eval read the records too")
     return figure
+
+
+def draw_house() -> Figure:
+    """The packages as a house: everything imports only what is below it."""
+    figure = Figure(figsize=(11, 6.4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 11), ylim=(-1.75, 8.4))
+    axes.set_axis_off()
+    left, right = 4.0, 10.8
+    top = 0.4
+    for floor in reversed(FLOORS):
+        height = 1.3 if len(floor) > 1 else 0.85
+        width = (right - left - 0.15 * (len(floor) - 1)) / len(floor)
+        for number, (name, content) in enumerate(floor):
+            start = left + number * (width + 0.15)
+            draw_room(axes, (start, top), (width, height), name, content, BLUE)
+        top += height + 0.15
+    axes.text((left + right) / 2, top + 0.2, "auto_deeplab/", ha="center", color=BLUE, **TITLE)
+    height = top - 0.55
+    content = (
+        "convert: a dataset as its owners\ndistribute it becomes records\n\n"
+        "check, browse, class_weights:\nlook at them\n\n"
+        "toy_scenes: paints street scenes"
+    )
+    draw_room(axes, (0.2, 0.4), (3.2, height), "", content, GREEN)
+    axes.text(1.8, top + 0.2, "tfrecords_tools/", ha="center", color=GREEN, **TITLE)
+    content = (
+        "records, input pipeline, losses, optimizers, checkpoints, training loop, evaluation, "
+        "prediction, export:\nwhat any segmentation project could use"
+    )
+    draw_room(axes, (0.2, -1.6), (10.6, 1.4), "official/", content, INK)
+    for x in (1.8, (left + right) / 2):
+        arrow(axes, (x, 0.35), (x, -0.15))
+    return figure
+
+
+def draw_room(
+    axes: Axes,
+    corner: tuple[float, float],
+    size: tuple[float, float],
+    name: str,
+    content: str,
+    colour: str,
+) -> None:
+    """A box with a name and, below it, what is inside; `corner` is its lower left one."""
+    (x, y), (width, height) = corner, size
+    style = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 1.6}
+    inner = (x + 0.1, y + 0.1), width - 0.2, height - 0.2
+    axes.add_patch(FancyBboxPatch(*inner, edgecolor=colour, **style))
+    middle = x + width / 2, y + height / 2
+    lines = content.count("\n") + 1
+    if name:
+        place = (middle[0], middle[1] + 0.19 * lines)
+        axes.text(*place, name, ha="center", va="center", color=colour, **TITLE)
+        middle = (middle[0], middle[1] - 0.2)
+    axes.text(*middle, content, ha="center", va="center", fontsize=10, color=INK)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -136,11 +206,12 @@ def main() -> None:
     if made is not None:
         draw_quickstart(made).save(HERE / "quickstart.png", optimize=True)
         return
-    matplotlib.rcParams["svg.hashsalt"] = "road"  # the same file every time
-    draw_road().savefig(HERE / "road.svg", facecolor="white", metadata={"Date": None})
+    for name, figure in (("road", draw_road()), ("architecture", draw_house())):
+        matplotlib.rcParams["svg.hashsalt"] = name  # the same file every time
+        figure.savefig(HERE / f"{name}.svg", facecolor="white", metadata={"Date": None})
     for name in genotype.PRESET_PATHS:
-        figures.network(genotype.load(name), HERE / f"{name}_network.png")
-    figures.cell(genotype.load("published"), HERE / "published_cell.png")
+        figures.draw_network(genotype.load(name), HERE / f"{name}_network.png")
+    figures.draw_cell(genotype.load("published"), HERE / "published_cell.png")
 
 
 if __name__ == "__main__":

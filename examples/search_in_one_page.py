@@ -2,9 +2,10 @@
 
     python examples/search_in_one_page.py DATA
 
-DATA is what `python -m tfrecords_tools.convert` wrote. train.py does the same with everything around
-it (several devices, saving and resuming, reports, flags); this page shows what it is made of. Its
-numbers are for a try on a few hundred small images, such as those of tfrecords_tools.toy_scenes.
+DATA is what `python -m tfrecords_tools.convert` wrote. train.py does the same with everything
+around it (several devices, saving and resuming, reports, flags); this page shows what it is made
+of. Its numbers are for a try on a few hundred small images, such as those of
+tfrecords_tools.toy_scenes.
 """
 
 import argparse

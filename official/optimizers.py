@@ -1,7 +1,9 @@
-"""SGD and Adam with coupled L2 regularisation, and loss scaling for float16.
+"""SGD and Adam with coupled L2 regularisation, gradient clipping, and loss scaling for float16.
 
-Coupled: what enters the update rule is g + l2 * w, the gradient of loss + l2 / 2 * |w|^2. Keras'
-own `weight_decay` is another thing: it shrinks w beside the update, scaled by the rate.
+What enters the update rule is clip(g) + l2 * w, where g is the loss' gradient, summed over the
+replicas. Coupled L2, l2 * w, is the gradient of l2 / 2 * |w|^2. Keras' own options are others:
+`weight_decay` shrinks w beside the update, scaled by the rate; `global_clipnorm` makes each replica
+clip its part of g before the sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +17,11 @@ from official import distribution
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
-class _PerVariable:
-    """What differs from variable to variable: coupled L2 and the rate; mixed into Keras optimizers.
+class _AfterTheSum:
+    """What is done to the gradients once they are summed over the replicas; for Keras optimizers.
 
-    Keras calls update_step after it has summed the gradients over the replicas, so l2 * w is added
-    once, whatever the number of replicas.
+    First all of them are clipped by their common norm; then each gets its variable's l2 * w and
+    rate. Done to the sum, each is done once, whatever the number of replicas.
     """
 
     def __init__(
@@ -27,15 +29,26 @@ class _PerVariable:
         l2: float,
         decays: Callable[[Any], bool] | None,
         rate_factor: Callable[[Any], float] | None,
+        gradient_clip_norm: float | None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self._l2, self._decays, self._rate_factor = l2, decays, rate_factor
+        self._gradient_clip_norm = gradient_clip_norm
 
     def build(self, variables: Sequence[Any]) -> None:
         self._l2_of = [self._l2 if not self._decays or self._decays(v) else 0.0 for v in variables]
         self._factor_of = [self._rate_factor(v) if self._rate_factor else 1.0 for v in variables]
         super().build(variables)  # type: ignore[misc]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> list[tuple[tf.Tensor, Any]]:
+        # Keras' own clipping comes before this method, and there is no public place after it.
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
+        if self._gradient_clip_norm is None:
+            return summed  # type: ignore[no-any-return]
+        gradients, variables = zip(*summed, strict=True)
+        clipped = _clip_by_global_norm(gradients, self._gradient_clip_norm)
+        return list(zip(clipped, variables, strict=True))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
@@ -47,12 +60,23 @@ class _PerVariable:
         super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
 
 
-class _SGD(_PerVariable, keras.optimizers.SGD):
+class _SGD(_AfterTheSum, keras.optimizers.SGD):
     pass
 
 
-class _Adam(_PerVariable, keras.optimizers.Adam):
+class _Adam(_AfterTheSum, keras.optimizers.Adam):
     pass
+
+
+def _clip_by_global_norm(gradients: Sequence[tf.Tensor], limit: float) -> list[tf.Tensor]:
+    """All gradients times limit / norm where their common norm is above the limit, else as given.
+
+    tf.clip_by_global_norm multiplies by limit * (1 / limit) where there is nothing to clip, which
+    need not be 1.
+    """
+    norm = tf.linalg.global_norm(gradients)
+    factor = tf.where(norm > limit, limit / norm, 1.0)
+    return [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients]
 
 
 def sgd(
@@ -62,29 +86,55 @@ def sgd(
     l2: float,
     decays: Callable[[Any], bool] | None = None,
     rate_factor: Callable[[Any], float] | None = None,
+    gradient_clip_norm: float | None = None,
 ) -> keras.optimizers.Optimizer:
-    """SGD with momentum: v <- momentum * v - rate * factor * (g + l2 * w);  w <- w + v.
+    """SGD with momentum: v <- momentum * v - rate * factor * (clip(g) + l2 * w);  w <- w + v.
+
+    g is the gradient of all replicas together; under `with_loss_scale`, of the unscaled loss.
 
     Args:
-      learning_rate: a number or a schedule of the number of steps made.
-      momentum: in 0..1.
-      l2: the strength c in g + c * w.
-      decays: which variables are regularised; None for all.
-      rate_factor: what the rate of a variable is multiplied by; None for 1.
+        learning_rate: a number or a schedule of the number of steps made.
+        momentum: in 0..1.
+        l2: the strength c in g + c * w.
+        decays: which variables are regularised; None for all.
+        rate_factor: what the rate of a variable is multiplied by; None for 1.
+        gradient_clip_norm: above 0. Where the Euclidean norm of the gradients of all variables
+            together exceeds it, they are multiplied by gradient_clip_norm / norm, before l2 * w is
+            added: regularisation is neither measured nor cut. None: nothing is clipped.
     """
     # A fixed name: the paths of the optimizer's variables are what checkpoints know them by.
-    return _SGD(l2, decays, rate_factor, learning_rate=learning_rate, momentum=momentum, name="sgd")
+    return _SGD(
+        *(l2, decays, rate_factor, gradient_clip_norm),
+        learning_rate=learning_rate,
+        momentum=momentum,
+        name="sgd",
+    )
 
 
 def adam(
     learning_rate: LearningRate,
+    betas: Sequence[float] = (0.9, 0.999),
     *,
     l2: float,
     decays: Callable[[Any], bool] | None = None,
     rate_factor: Callable[[Any], float] | None = None,
+    gradient_clip_norm: float | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Adam (beta_1 0.9, beta_2 0.999, epsilon 1e-7) fed with g + l2 * w; arguments as in `sgd`."""
-    return _Adam(l2, decays, rate_factor, learning_rate=learning_rate, name="adam")
+    """Adam (epsilon 1e-7) fed with clip(g) + l2 * w.
+
+    Args:
+        betas: the decays, both in [0, 1), of the running means of the gradient and of its square.
+
+    The other arguments are those of `sgd`.
+    """
+    beta_1, beta_2 = betas
+    return _Adam(
+        *(l2, decays, rate_factor, gradient_clip_norm),
+        learning_rate=learning_rate,
+        beta_1=beta_1,
+        beta_2=beta_2,
+        name="adam",
+    )
 
 
 def is_kernel(variable: Any) -> bool:

@@ -107,6 +107,10 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--batch_norm_decay=1.5"], ["--batch_norm_decay=1.5", "[0.0, 1.0]"]),
         (["--mode=train", "--top_k_pixels=0"], ["--top_k_pixels=0", "above 0"]),
         (["--mode=train", "--ema_decay=1"], ["--ema_decay=1", "below 1"]),
+        (["--mode=search", "--arch_betas=0.9,1"], ["--arch_betas=0.9,1", "two numbers", "below 1"]),
+        (["--mode=search", "--arch_betas=0.9"], ["--arch_betas=0.9", "two numbers"]),
+        (["--mode=search", "--arch_betas=nan,0"], ["--arch_betas=nan,0", "two numbers"]),
+        (["--mode=train", "--gradient_clip_norm=0"], ["--gradient_clip_norm=0", "above 0"]),
         (["--mode=train", "--class_weights=1,x"], ["--class_weights=1,x", "one per class"]),
         (["--mode=train", "--class_weights=1,-1"], ["--class_weights=1,-1", "from 0 on"]),
         (["--mode=train", "--class_weights=1,inf"], ["--class_weights=1,inf", "finite"]),
@@ -391,7 +395,8 @@ def test_an_init_checkpoint_that_does_not_fit(root, run, tmp_path):
 
 def test_a_run_from_before_some_flags_goes_on_with_their_defaults(root, run):
     record = json.loads((run / "run.json").read_text())
-    for flag in ("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"):
+    newer = ("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay")
+    for flag in (*newer, "gradient_clip_norm"):
         del record["identity"][flag]
     (run / "run.json").write_text(json.dumps(record))
     common = (*training(root), f"--model_dir={run}")

@@ -301,7 +301,7 @@ def test_the_quickstart_ends_with_a_page(quick_dir):
 
 def test_colours_on_the_page_are_those_of_the_labels(quick_dir):
     path = min((quick_dir / "scenes" / quickstart.HELD_OUT).glob("*.png"))
-    truth = quickstart_page._truth(path)
+    truth = quickstart_page._read_truth(path)
     assert set(np.unique(truth)) <= {*range(19), 255} and len(np.unique(truth)) > 3
     commands = {stage.name: stage.shown for stage in quickstart.stages(quick_dir)}
     quickstart_page.write(quick_dir, quick_dir, commands, {}, "")

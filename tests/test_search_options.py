@@ -91,11 +91,24 @@ def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
     assert genotype.load(root / "train" / "genotype.json").cell_of_layer == (0, 1)
 
 
+def test_a_search_from_before_some_flags_goes_on_with_their_defaults(root, searched):
+    directory, flags = searched
+    record = json.loads((directory / "run.json").read_text())
+    for flag in ("arch_betas", "gradient_clip_norm"):
+        del record["identity"][flag]
+    (directory / "run.json").write_text(json.dumps(record))
+    done = search(root, *flags, "--arch_betas=0.5,0.999")
+    assert "--arch_betas is [0.5, 0.999], but [0.9, 0.999] in the run" in done.error
+    assert search(root, *flags, "--arch_betas=0.9,0.999").code == 0  # finished already
+
+
 @pytest.mark.parametrize(
     ("changed", "name"),
     [
         ("--alpha_sharing=level", "alpha_sharing"),
         ("--second_order=false", "second_order"),
+        ("--arch_betas=0.5,0.999", "arch_betas"),
+        ("--gradient_clip_norm=5", "gradient_clip_norm"),
         ("--cost_weight=11", "cost_weight"),
         ("--cost_budget=1", "cost_budget"),
         ("--class_weights=" + ",".join(["1"] * 19), "class_weights"),

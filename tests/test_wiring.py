@@ -203,7 +203,9 @@ SEARCH = {
     "epochs": "5",
     "alpha_start_epoch": "1",
     "min_learning_rate": "0.125",
+    "gradient_clip_norm": "1.5",
     "arch_learning_rate": "0.0625",
+    "arch_betas": "0.25,0.625",
     "arch_weight_decay": "0.75",
     "operations": "sep_conv_3x3,skip_connect,none",
     "num_layers": "3",
@@ -278,13 +280,18 @@ def update(optimizer, variables, gradients):
 
 
 def check_sgd(optimizer, variables, rate, decay_of, factor_of=lambda variable: 1.0):
-    """Two updates by SGD with momentum 0.9: v <- 0.9 v - r (g + c w), w <- w + v."""
+    """Two updates by SGD with momentum 0.9: v <- 0.9 v - r (g + c w), w <- w + v.
+
+    The first gradient is 1 everywhere, too long for --gradient_clip_norm=1.5; the second is 0.
+    """
     start = [v.numpy() for v in variables]
+    clipped = 1.5 / math.sqrt(sum(w.size for w in start))
+    assert clipped < 1.0
     first = update(optimizer, variables, [1.0] * len(variables))
     second = update(optimizer, variables, [0.0] * len(variables))
     for v, w0, w1, w2 in zip(variables, start, first, second, strict=True):
         c, factor = decay_of(v), factor_of(v)
-        change = -rate(0) * factor * (1.0 + c * w0)
+        change = -rate(0) * factor * (clipped + c * w0)
         np.testing.assert_allclose(w1, w0 + change, rtol=1e-5, atol=1e-6, err_msg=v.path)
         change = 0.9 * change - rate(1) * factor * c * w1
         np.testing.assert_allclose(w2, w1 + change, rtol=1e-5, atol=1e-6, err_msg=v.path)
@@ -319,7 +326,7 @@ def check_architecture_updates(built):
     learner = built.learner
     a = learner.architecture.trainable_variables
     assert len(a) == 2
-    check_adam(learner.architecture_optimizer, a, 0.0625, 0.75, (0.9, 0.999))
+    check_adam(learner.architecture_optimizer, a, 0.0625, 0.75, (0.25, 0.625))
 
 
 def check_halves(built):
@@ -518,6 +525,8 @@ LOOKS_AT_SEARCH = {
     "epochs": check_steps,
     "alpha_start_epoch": check_steps,
     "min_learning_rate": check_weight_updates,
+    "gradient_clip_norm": check_weight_updates,
+    "arch_betas": check_architecture_updates,
     "arch_learning_rate": check_architecture_updates,
     "arch_weight_decay": check_architecture_updates,
     "operations": check_shapes,
@@ -665,6 +674,7 @@ LOOKS_AT_TRAIN = {name: look for name, look in LOOKS_AT_SEARCH.items() if "train
     "seed": check_stream_of_training,
     "learning_rate": check_training_updates,
     "weight_decay": check_training_updates,
+    "gradient_clip_norm": check_training_updates,
     "filter_multiplier": check_network,
     "stem_filters": check_network,
     "eval_split": check_evaluation_of_training,

@@ -92,6 +92,7 @@ USED: dict[str, tuple[str, ...]] = {
     "cache_data": _LEARNING,
     "learning_rate": _LEARNING,
     "weight_decay": _LEARNING,
+    "gradient_clip_norm": _LEARNING,
     "filter_multiplier": _SHAPE,
     "stem_filters": _SHAPE,
     "class_weights": _LEARNING,
@@ -100,6 +101,7 @@ USED: dict[str, tuple[str, ...]] = {
     "min_learning_rate": ("search",),
     "arch_learning_rate": ("search",),
     "arch_weight_decay": ("search",),
+    "arch_betas": ("search",),
     "operations": ("search", "profile"),
     "num_layers": ("search", "profile"),
     "num_blocks": ("search", "profile"),
@@ -136,14 +138,14 @@ USED: dict[str, tuple[str, ...]] = {
 AUGMENTATION = ("crop_size", "random_scale", "random_crop", "random_flip")
 SEARCH_IDENTITY = (
     *("seed", "train_split", "batch_size", *AUGMENTATION, "epochs", "alpha_start_epoch"),
-    *("learning_rate", "min_learning_rate", "weight_decay"),
-    *("arch_learning_rate", "arch_weight_decay"),
+    *("learning_rate", "min_learning_rate", "weight_decay", "gradient_clip_norm"),
+    *("arch_learning_rate", "arch_weight_decay", "arch_betas"),
     *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
     *("class_weights", "alpha_sharing", "second_order", "cost_weight", "cost_budget"),
 )
 TRAIN_IDENTITY = (
     *("seed", "train_split", "batch_size", *AUGMENTATION, "train_steps"),
-    *("learning_rate", "weight_decay", "init_checkpoint", *NETWORK),
+    *("learning_rate", "weight_decay", "gradient_clip_norm", "init_checkpoint", *NETWORK),
     *("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"),
     "last_layer_learning_rate_multiplier",
 )
@@ -184,6 +186,16 @@ def _class_weights(text: str) -> list[float]:
         values = []
     if not all(0 <= value < float("inf") for value in values) or not any(values):
         raise ValueError("give finite numbers from 0 on, one per class, not all 0")
+    return values
+
+
+def _betas(text: str) -> list[float]:
+    try:
+        values = [float(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 2 or not all(0 <= value < 1 for value in values):
+        raise ValueError("give two numbers from 0 to below 1")
     return values
 
 
@@ -341,6 +353,12 @@ _strength(
     "The factor of the coupled L2 penalty: in a search on all weights, in a training on "
     "convolution kernels.",
 )
+flags.DEFINE_float(
+    "gradient_clip_norm",
+    None,
+    "The largest norm that the gradient of the loss by all weights together may have; a longer one "
+    "is shortened to it. Without it nothing is clipped.",
+)
 _count(
     "filter_multiplier",
     None,
@@ -376,6 +394,14 @@ flags.DEFINE_integer(
 _strength("min_learning_rate", 0.001, "The rate of the weights at which the cosine ends.")
 _strength("arch_learning_rate", 0.003, "The rate of Adam for alpha and beta.")
 _strength("arch_weight_decay", 0.001, "The factor of the coupled L2 penalty on alpha and beta.")
+_list(
+    "arch_betas",
+    "0.9,0.999",
+    "The decays of Adam's running means, for alpha and beta: of the gradient, of its square.",
+    _betas,
+    "two numbers from 0 to below 1",
+    "B,B",
+)
 _list(
     "operations",
     ",".join(search_space.OPERATIONS),
@@ -529,7 +555,7 @@ flags.DEFINE_bool(
 )
 
 for _name in (
-    *("learning_rate", "arch_learning_rate", "drop_path_keep_prob"),
+    *("learning_rate", "arch_learning_rate", "gradient_clip_norm", "drop_path_keep_prob"),
     *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget", "predict_scale"),
 ):
     flags.register_validator(

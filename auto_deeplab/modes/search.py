@@ -70,7 +70,9 @@ class SearchSchedule:
         alpha_start_epoch: the first epoch, from 0 on, in which alpha and beta move.
         learning_rate, min_learning_rate: of the weights, at the begin and the end of a cosine.
         weight_decay: the factor of the weights' coupled L2 penalty.
-        arch_learning_rate, arch_weight_decay: the same of alpha and beta, constant.
+        gradient_clip_norm: the largest norm of the weights' gradient; None: no limit.
+        arch_learning_rate, arch_weight_decay: of alpha and beta, constant.
+        arch_betas: Adam's for alpha and beta: the decays of its two averages.
         second_order: whether the gradient of alpha and beta goes through a step of the weights.
     """
 
@@ -79,8 +81,10 @@ class SearchSchedule:
     learning_rate: float = 0.025
     min_learning_rate: float = 0.001
     weight_decay: float = 3e-4
+    gradient_clip_norm: float | None = None
     arch_learning_rate: float = 0.003
     arch_weight_decay: float = 0.001
+    arch_betas: tuple[float, float] = (0.9, 0.999)
     second_order: bool = False
 
     def check(self) -> None:
@@ -220,10 +224,19 @@ def search(
             make_supernet(space, description, compilation, recompute),
             make_architecture(identity),
             weight_optimizer=add_loss_scale(
-                optimizers.sgd(rate, l2=schedule.weight_decay), devices.precision
+                optimizers.sgd(
+                    rate,
+                    l2=schedule.weight_decay,
+                    gradient_clip_norm=schedule.gradient_clip_norm,
+                ),
+                devices.precision,
             ),
             architecture_optimizer=add_loss_scale(
-                optimizers.adam(schedule.arch_learning_rate, l2=schedule.arch_weight_decay),
+                optimizers.adam(
+                    schedule.arch_learning_rate,
+                    schedule.arch_betas,
+                    l2=schedule.arch_weight_decay,
+                ),
                 devices.precision,
             ),
             ignore_label=description.ignore_label,
@@ -289,7 +302,7 @@ def search(
         return None
     genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
     say(
-        summary.of_search(
+        summary.summarise_search(
             rows,
             genotype,
             seconds=time.monotonic() - began,

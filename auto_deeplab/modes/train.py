@@ -62,6 +62,7 @@ class TrainSchedule:
         train_steps: the rate is 0 after them.
         learning_rate: the first one; it falls along a polynomial.
         weight_decay: the factor of the coupled L2 penalty on convolutions' kernels.
+        gradient_clip_norm: the largest norm of the weights' gradient; None: no limit.
         last_layer_learning_rate_multiplier: the factor of the rate of decoder/logits.
         ema_decay: of moving averages of the weights; 0: none.
         init_checkpoint: another training, whose weights come first; None: random ones do.
@@ -70,6 +71,7 @@ class TrainSchedule:
     train_steps: int = 1_500_000
     learning_rate: float = 0.05
     weight_decay: float = 4e-5
+    gradient_clip_norm: float | None = None
     last_layer_learning_rate_multiplier: float = 1.0
     ema_decay: float = 0.0
     init_checkpoint: str | None = None
@@ -219,10 +221,10 @@ def train(
         writes=is_chief,
     )
     if is_chief:
-        figures.history(rows, run_record.figure(model_dir, "history"))
+        figures.draw_history(rows, run_record.figure(model_dir, "history"))
         say(f"trained: {store.latest()}")
         places = {"model_dir": model_dir, "data_dir": data.data_dir}
-        say(summary.of_training(rows, seconds=time.monotonic() - began, **places))
+        say(summary.summarise_training(rows, seconds=time.monotonic() - began, **places))
 
 
 def choose_genotype(model_dir: str, genotype: str | None) -> Genotype:
@@ -312,6 +314,7 @@ def make_optimizer(
     return optimizers.sgd(
         rate,
         l2=schedule.weight_decay,
+        gradient_clip_norm=schedule.gradient_clip_norm,
         decays=optimizers.is_kernel,
         rate_factor=lambda variable: multiplier if id(variable) in last_layer else 1.0,
     )

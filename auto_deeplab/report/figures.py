@@ -1,4 +1,4 @@
-"""Pictures of an architecture and of a search, as PNG files: see `network`, `cell`, `history`.
+"""Pictures of an architecture and of a search, as PNG files.
 
 They are drawn with matplotlib's Agg canvas alone: no display is needed and no global state kept.
 """
@@ -30,7 +30,7 @@ WIRES = (
     *("#222222", "#c0392b"),
     *("#1f5fbf", "#2e8b57", "#8e44ad", "#d2791e", "#168f9c", "#a83279", "#7a7a12", "#6d4c41"),
 )
-"""The colour of each tensor of a cell: H^{l-1}, H^{l-2}, then the blocks, over and over."""
+"""The colours of a cell's tensors: H^{l-1}, H^{l-2}, block 0, ...; with more blocks they recur."""
 OPERATION_FILLS = {
     "sep": "#dbe7f8",
     "atr": "#fde3c8",
@@ -47,40 +47,40 @@ HISTORY_PANELS = {
     "validation mIoU": {"val_miou": "mIoU"},
     "mean entropy (nats)": {
         "alpha_entropy": r"$\alpha$: an edge's operations",
-        "beta_entropy": r"$\beta$: a node's ways out",
+        "beta_entropy": r"$\beta$: a node's outgoing edges",
     },
     "learning rate of the weights": {"learning_rate": "learning rate"},
 }
 
 
-def network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = None) -> None:
+def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = None) -> None:
     """Draws the path on the trellis (as Fig. 1 and 3 do): rows are strides, columns layers.
 
     Args:
-      genotype: whose path it is; with several cells, the nodes of the path carry their numbers.
-      path: the PNG file to write.
-      beta: float [L, 4, 3], probabilities. If given, gray dashed arrows show the most probable way
-        out of every node, where the path does not take it.
+        genotype: whose path it is; with several cells, the nodes of the path carry their numbers.
+        path: the PNG file to write.
+        beta: float [L, 4, 3], probabilities. If given, gray dashed arrows mark the most probable
+            edge out of every node, unless it is on the path.
 
     Raises:
-      ValueError: beta is of another number of layers, or holds no probabilities.
+        ValueError: beta is of another number of layers, or holds no probabilities.
     """
     num_layers = genotype.num_layers
     if beta is not None and len(beta) != num_layers:
         raise ValueError(f"beta has {len(beta)} layers, the genotype {num_layers}")
-    figure, axes = _canvas(0.72 * (num_layers + 5.4), 0.72 * 6.0)
+    figure, axes = _make_canvas(0.72 * (num_layers + 5.4), 0.72 * 6.0)
     for layer, source, level in search_space.edges(num_layers):
-        _line(axes, (layer - 1, source), (layer, level), PALE_GRAY, 1.2)
+        _draw_line(axes, (layer - 1, source), (layer, level), PALE_GRAY, 1.2)
     route = list(enumerate((0, *genotype.path)))
-    steps = set(pairwise(route))
+    path_edges = set(pairwise(route))
     if beta is not None:
         for layer, source, level in decoding.strongest_edges(beta):
             edge = (layer - 1, source), (layer, level)
-            if edge not in steps:
-                _node_arrow(axes, *edge, color=GRAY, width=1.3, style=DASHES)
-    for start, end in [((-1, -1), (0, 0)), *sorted(steps)]:
+            if edge not in path_edges:
+                _draw_edge(axes, *edge, colour=GRAY, width=1.3, style=DASHES)
+    for start, end in [((-1, -1), (0, 0)), *sorted(path_edges)]:
         stem = end == (0, 0)
-        _node_arrow(axes, start, end, color=GRAY if stem else BLUE, width=2.6)
+        _draw_edge(axes, start, end, colour=GRAY if stem else BLUE, width=2.6)
     for node in [(-1, -1), (0, 0)]:
         axes.add_patch(Circle(node, NODE_RADIUS, facecolor="#b5b5b5", edgecolor=GRAY, zorder=3))
     for node in search_space.nodes(num_layers):
@@ -92,7 +92,7 @@ def network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = None) 
             axes.text(*node, number, color="white", ha="center", va="center", fontsize=9)
     _draw_ends(axes, route[-1])
     _draw_scales(axes, num_layers)
-    _network_legend(axes, genotype, beta is not None)
+    _draw_network_legend(axes, genotype, beta is not None)
     _save(figure, path)
 
 
@@ -100,10 +100,10 @@ def _draw_ends(axes: Axes, last: tuple[int, int]) -> None:
     """What comes before and after the trellis: the image and the ASPP."""
     layer, level = last
     axes.text(-1.75, -1, "image", ha="center", va="center", fontsize=10, color=GRAY)
-    _arrow(axes, (-1.42, -1), (-1 - NODE_RADIUS, -1), GRAY, 2.0)
+    _draw_arrow(axes, (-1.42, -1), (-1 - NODE_RADIUS, -1), GRAY, 2.0)
     box = (layer + 0.75, level - 0.3)
-    _arrow(axes, (layer + NODE_RADIUS, level), (box[0], level), BLUE, 2.6)
-    _box(axes, *box, 0.95, 0.6, "#fde3c8", INK, "ASPP", fontsize=10)
+    _draw_arrow(axes, (layer + NODE_RADIUS, level), (box[0], level), BLUE, 2.6)
+    _draw_box(axes, *box, 0.95, 0.6, "#fde3c8", INK, "ASPP", fontsize=10)
 
 
 def _draw_scales(axes: Axes, num_layers: int) -> None:
@@ -121,40 +121,40 @@ def _draw_scales(axes: Axes, num_layers: int) -> None:
     axes.set_ylim(3.6, top - 0.65)  # downwards: coarser levels stand lower
 
 
-def _network_legend(axes: Axes, genotype: Genotype, with_beta: bool) -> None:
+def _draw_network_legend(axes: Axes, genotype: Genotype, with_beta: bool) -> None:
     cell = " (number: its cell)" if genotype.cell_of_layer else ""
     entries = [
         Line2D([], [], color=BLUE, linewidth=2.6, marker="o", label=f"path{cell}"),
         Line2D([], [], color=PALE_GRAY, marker="o", mfc=PALE_BLUE, mec=BLUE, label="search space"),
     ]
     if with_beta:
-        label = r"strongest way out (largest $\beta$)"
+        label = r"strongest outgoing edge (largest $\beta$)"
         entries.append(Line2D([], [], color=GRAY, linewidth=1.3, linestyle=DASHES, label=label))
     # The corner below the stem, where the trellis has no nodes.
     place = {"loc": "lower left", "bbox_to_anchor": (-2.2, 3.4), "bbox_transform": axes.transData}
     axes.legend(handles=entries, frameon=False, fontsize=9, borderpad=0, **place)
 
 
-def cell(genotype: Genotype, path: PathLike) -> None:
+def draw_cell(genotype: Genotype, path: PathLike) -> None:
     """Draws each distinct cell as a graph from left to right.
 
     Every block has rows of its own and stands right of all that it reads; wires run along rows and
     turn only between columns, so that none passes behind a box or lies on another.
 
     Args:
-      genotype: whose cells they are.
-      path: the PNG file to write.
+        genotype: whose cells they are.
+        path: the PNG file to write.
     """
     extents = [_cell_extent(blocks) for blocks in genotype.cells]
     titles = _cell_titles(genotype)
     title_height = 0.6 if titles else 0.0
     heights = [height + title_height for _, height in extents]
-    figure, axes = _canvas(0.5 * max(width for width, _ in extents), 0.5 * sum(heights))
+    figure, axes = _make_canvas(0.5 * max(width for width, _ in extents), 0.5 * sum(heights))
     top = 0.0
     for number, blocks in enumerate(genotype.cells):
         if titles:
             axes.text(0.2, top + 0.4, titles[number], ha="left", va="center", fontsize=11)
-        _draw_cell(axes, blocks, top + title_height)
+        _draw_one_cell(axes, blocks, top + title_height)
         top += heights[number]
     axes.set_xlim(0, max(width for width, _ in extents))
     axes.set_ylim(top, 0)
@@ -179,7 +179,7 @@ def _cell_titles(genotype: Genotype) -> list[str]:
 
 
 def _depths(blocks: Cell) -> list[int]:
-    """The column of every tensor (H^{l-1} and H^{l-2}: 0, then the blocks)."""
+    """The column of each tensor, in the order H^{l-1}, H^{l-2}, blocks; both inputs' is 0."""
     depths = [0, 0]
     for block in blocks:
         depths.append(1 + max(depths[source] for source, _ in block))
@@ -187,7 +187,12 @@ def _depths(blocks: Cell) -> list[int]:
 
 
 def _tracks(blocks: Cell) -> tuple[list[float], list[float]]:
-    """Where the columns start, and where the wire of every tensor that is read turns (else 0)."""
+    """Horizontal places in a cell's picture, in its units.
+
+    Returns:
+        where each column of blocks starts, and, for each tensor, where its wire turns up or down
+        towards the blocks that read it; 0 for a tensor that none reads.
+    """
     depths = _depths(blocks)
     read = {source for block in blocks for source, _ in block}
     starts, tracks = [0.0], [0.0] * len(depths)
@@ -206,7 +211,7 @@ def _cell_extent(blocks: Cell) -> tuple[float, float]:
     return _tracks(blocks)[0][-1] + 3.3, ROW * len(blocks) + 2 * MARGIN
 
 
-def _draw_cell(axes: Axes, blocks: Cell, top: float) -> None:
+def _draw_one_cell(axes: Axes, blocks: Cell, top: float) -> None:
     num_blocks, depths = len(blocks), _depths(blocks)
     starts, tracks = _tracks(blocks)
     # The inputs stand at the height of a border between two blocks, where no wire runs.
@@ -215,31 +220,33 @@ def _draw_cell(axes: Axes, blocks: Cell, top: float) -> None:
     rows += [top + MARGIN + ROW * (number + 0.5) for number in range(num_blocks)]
     ends = [INPUT_END, INPUT_END] + [starts[depth] + PANEL_WIDTH - 0.35 for depth in depths[2:]]
     for tensor, name in enumerate(("$H^{l-1}$", "$H^{l-2}$")):
-        _box(axes, 0.3, rows[tensor] - 0.35, 1.4, 0.7, "white", _wire(tensor), name)
+        _draw_box(axes, 0.3, rows[tensor] - 0.35, 1.4, 0.7, "white", _wire(tensor), name)
     concat = starts[-1]
     for number, block in enumerate(blocks):
         tensor = number + 2
         left = starts[depths[tensor]]
-        _draw_block(axes, number, _ordered(block, rows), left, rows[tensor])
-        _arrow(axes, (ends[tensor], rows[tensor]), (concat, rows[tensor]), _wire(tensor), 1.5)
+        _draw_block(axes, number, _order_branches(block, rows), left, rows[tensor])
+        _draw_arrow(axes, (ends[tensor], rows[tensor]), (concat, rows[tensor]), _wire(tensor), 1.5)
     for tensor in range(num_blocks + 2):
         targets = [
             (starts[depths[number + 2]] + 0.25, rows[number + 2] + offset)
             for number, block in enumerate(blocks)
-            for (source, _), offset in zip(_ordered(block, rows), (-BRANCH, BRANCH), strict=True)
+            for (source, _), offset in zip(
+                _order_branches(block, rows), (-BRANCH, BRANCH), strict=True
+            )
             if source == tensor
         ]
         _draw_wire(axes, (ends[tensor], rows[tensor]), tracks[tensor], targets, _wire(tensor))
     height = ROW * num_blocks - 0.3
-    _box(axes, concat, top + MARGIN + 0.15, 0.9, height, "#f2f2f2", INK)
+    _draw_box(axes, concat, top + MARGIN + 0.15, 0.9, height, "#f2f2f2", INK)
     middle = top + MARGIN + ROW * num_blocks / 2
     axes.text(concat + 0.45, middle, "concat", rotation=90, ha="center", va="center", fontsize=11)
-    _arrow(axes, (concat + 0.9, middle), (concat + 1.8, middle), INK, 2.0)
+    _draw_arrow(axes, (concat + 0.9, middle), (concat + 1.8, middle), INK, 2.0)
     axes.text(concat + 2.3, middle, "$H^l$", ha="center", va="center", fontsize=14)
 
 
-def _ordered(block: Block, rows: Sequence[float]) -> list[Branch]:
-    """A block's branches from top to bottom: as their sources stand, so that wires cross less."""
+def _order_branches(block: Block, rows: Sequence[float]) -> list[Branch]:
+    """A block's branches from top to bottom, in the order of their sources: wires cross less so."""
     return sorted(block, key=lambda branch: rows[branch[0]])
 
 
@@ -250,64 +257,70 @@ def _wire(tensor: int) -> str:
 def _draw_block(
     axes: Axes, number: int, branches: Sequence[Branch], left: float, row: float
 ) -> None:
-    """A panel with two operations and their sum, which leaves it on the right."""
-    color = _wire(number + 2)
-    panel = _box(axes, left, row - ROW / 2 + 0.12, PANEL_WIDTH, ROW - 0.24, "#fafafa", PALE_GRAY)
+    """A panel with a block's two operations and their sum, whose wire starts on its right."""
+    colour = _wire(number + 2)
+    panel = _draw_box(
+        axes, left, row - ROW / 2 + 0.12, PANEL_WIDTH, ROW - 0.24, "#fafafa", PALE_GRAY
+    )
     panel.set_zorder(0)
     label_at = (left + PANEL_WIDTH - 0.12, row - ROW / 2 + 0.36)
-    axes.text(*label_at, f"block {number}", ha="right", va="center", fontsize=8, color=color)
+    axes.text(*label_at, f"block {number}", ha="right", va="center", fontsize=8, color=colour)
     center = (left + PANEL_WIDTH - 0.6, row)
     for (_, name), offset in zip(branches, (-BRANCH, BRANCH), strict=True):
         box = (left + 0.25, row + offset - 0.3)
         fill = OPERATION_FILLS[name[:3]]
-        _box(axes, *box, BOX_WIDTH, 0.6, fill, INK, operation_label(name), fontsize=10)
+        _draw_box(axes, *box, BOX_WIDTH, 0.6, fill, INK, operation_label(name), fontsize=10)
         start = (box[0] + BOX_WIDTH, row + offset)
         end = (center[0] - 0.18, row + 0.3 * offset)
-        _arrow(axes, start, end, INK, 1.2)
-    axes.add_patch(Circle(center, 0.25, facecolor="white", edgecolor=color, linewidth=1.8))
-    axes.text(*center, "+", ha="center", va="center_baseline", fontsize=13, color=color)
+        _draw_arrow(axes, start, end, INK, 1.2)
+    axes.add_patch(Circle(center, 0.25, facecolor="white", edgecolor=colour, linewidth=1.8))
+    axes.text(*center, "+", ha="center", va="center_baseline", fontsize=13, color=colour)
 
 
 def _draw_wire(
-    axes: Axes, start: Point, track: float, targets: Sequence[Point], color: str
+    axes: Axes, start: Point, track: float, targets: Sequence[Point], colour: str
 ) -> None:
-    """From `start` along its row to `track`, up and down there, and along the targets' rows."""
+    """Draws one tensor's wire to all blocks that read it.
+
+    It runs from `start` along its row to x = `track`, there up or down, then along each target's
+    row to the target.
+    """
     if not targets:
         if start[0] == INPUT_END:  # a block that no other reads still goes to the concatenation
-            axes.text(start[0] + 0.15, start[1], "not used", color=color, va="center", fontsize=8)
+            axes.text(start[0] + 0.15, start[1], "not used", color=colour, va="center", fontsize=8)
         return
     heights = [start[1], *(y for _, y in targets)]
-    _line(axes, start, (track, start[1]), color, 1.5)
-    _line(axes, (track, min(heights)), (track, max(heights)), color, 1.5)
+    _draw_line(axes, start, (track, start[1]), colour, 1.5)
+    _draw_line(axes, (track, min(heights)), (track, max(heights)), colour, 1.5)
     for x, y in targets:
-        _arrow(axes, (track, y), (x, y), color, 1.5)
+        _draw_arrow(axes, (track, y), (x, y), colour, 1.5)
     for height in heights:
-        axes.plot([track], [height], "o", color=color, markersize=3.5)
+        axes.plot([track], [height], "o", color=colour, markersize=3.5)
 
 
-def history(
+def draw_history(
     rows: Sequence[Mapping[str, Any]], path: PathLike, uniform: Mapping[str, float] | None = None
 ) -> None:
     """Draws the curves of a search or a training: losses, mIoU, entropies, learning rate.
 
-    What no row reports (a training has no entropies) gets no panel. All axes start at 0, so that
-    heights compare as the numbers do. A dashed line marks where `phase` first changes: from there
-    alpha and beta are learned too.
+    A curve that no row has a value for is left out, and so is a panel without curves: a training
+    has no entropies. All axes start at 0, so that a value twice as large stands twice as high. A
+    dashed line marks where `phase` first changes: from there on alpha and beta are learned too.
 
     Args:
-      rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
-        missing, None or not finite is left out.
-      path: the PNG file to write.
-      uniform: what an entropy is before anything is decided, by the row's key; see
-        decoding.uniform_entropies. Dotted lines show it.
+        rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
+            missing, None or not finite is left out.
+        path: the PNG file to write.
+        uniform: key of a row -> the entropy of uniform probabilities, drawn as a dotted line; see
+            decoding.uniform_entropies.
     """
-    clock = "epoch" if all(_finite(row.get("epoch")) for row in rows) else "step"
-    rows = [row for row in rows if _finite(row.get(clock))]
+    clock = "epoch" if all(_is_finite(row.get("epoch")) for row in rows) else "step"
+    rows = [row for row in rows if _is_finite(row.get(clock))]
     change = _phase_change(rows, clock)
     panels = {
         title: curves
         for title, curves in HISTORY_PANELS.items()
-        if any(_finite(row.get(key)) for row in rows for key in curves)
+        if any(_is_finite(row.get(key)) for row in rows for key in curves)
     }
     columns = max(1, len(panels) if len(panels) < 4 else 2)  # no place stays empty
     lines = -(-len(panels) // columns) or 1
@@ -319,12 +332,14 @@ def history(
         axes.set_title(title, fontsize=11)
         axes.set_xlabel(clock)
         axes.spines[["top", "right"]].set_visible(False)
-        for (key, label), color in zip(curves.items(), (BLUE, WIRES[1]), strict=False):
-            points = [(row[clock], row[key]) for row in rows if _finite(row.get(key))]
+        for (key, label), colour in zip(curves.items(), (BLUE, WIRES[1]), strict=False):
+            points = [(row[clock], row[key]) for row in rows if _is_finite(row.get(key))]
             if points:
-                axes.plot(*zip(*points, strict=True), ".-", color=color, label=label, linewidth=1.5)
+                axes.plot(
+                    *zip(*points, strict=True), ".-", color=colour, label=label, linewidth=1.5
+                )
             if points and key in (uniform or {}):
-                dots: dict[str, Any] = {"linestyle": ":", "color": color, "linewidth": 1.4}
+                dots: dict[str, Any] = {"linestyle": ":", "color": colour, "linewidth": 1.4}
                 axes.axhline((uniform or {})[key], label="the same, if uniform", **dots)
         if change is not None:
             label = "architecture phase starts"
@@ -338,19 +353,19 @@ def history(
     _save(figure, path)
 
 
-def _finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _phase_change(rows: Sequence[Mapping[str, Any]], clock: str) -> float | None:
-    """When the last report of the first phase was made, if there is a second one."""
+    """The epoch, or step, of the last report of the first phase; None if there is one phase."""
     for before, after in pairwise(row for row in rows if row.get("phase")):
         if before["phase"] != after["phase"]:
             return float(before[clock])
     return None
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def _make_canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of that size in inches that is one drawing area, equally scaled in x and y."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -359,13 +374,13 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, start: Point, end: Point, color: str, width: float) -> None:
+def _draw_line(axes: Axes, start: Point, end: Point, colour: str, width: float) -> None:
     (x, y), (x_end, y_end) = start, end
-    axes.plot([x, x_end], [y, y_end], color=color, linewidth=width, zorder=1)
+    axes.plot([x, x_end], [y, y_end], color=colour, linewidth=width, zorder=1)
 
 
-def _arrow(
-    axes: Axes, start: Point, end: Point, color: str, width: float, style: Any = "-"
+def _draw_arrow(
+    axes: Axes, start: Point, end: Point, colour: str, width: float, style: Any = "-"
 ) -> None:
     axes.add_patch(
         FancyArrowPatch(
@@ -375,7 +390,7 @@ def _arrow(
             mutation_scale=8 + 2 * width,
             shrinkA=0,
             shrinkB=0,
-            color=color,
+            color=colour,
             linewidth=width,
             linestyle=style,
             zorder=2,
@@ -383,17 +398,17 @@ def _arrow(
     )
 
 
-def _node_arrow(
-    axes: Axes, start: Point, end: Point, color: str, width: float, style: Any = "-"
+def _draw_edge(
+    axes: Axes, start: Point, end: Point, colour: str, width: float, style: Any = "-"
 ) -> None:
-    """An arrow between two nodes' rims, so that its head is not hidden behind the node."""
+    """An arrow from one node's rim to another's, so that no node hides its head."""
     (x, y), (x_end, y_end) = start, end
     share = NODE_RADIUS / math.hypot(x_end - x, y_end - y)
     dx, dy = share * (x_end - x), share * (y_end - y)
-    _arrow(axes, (x + dx, y + dy), (x_end - dx, y_end - dy), color, width, style)
+    _draw_arrow(axes, (x + dx, y + dy), (x_end - dx, y_end - dy), colour, width, style)
 
 
-def _box(
+def _draw_box(
     axes: Axes,
     left: float,
     top: float,

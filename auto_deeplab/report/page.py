@@ -22,12 +22,12 @@ def write(path: str | os.PathLike[str], title: str, *parts: str) -> None:
     """Writes the page, whole or not at all.
 
     Args:
-      path: the file.
-      title: of the window; text.
-      parts: HTML, what this module's functions return.
+        path: the file.
+        title: of the window; text.
+        parts: HTML, what this module's functions return.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     write_atomically(path, template.substitute(title=html.escape(title), body="\n".join(parts)))
@@ -76,11 +76,11 @@ def code(text: str) -> str:
 
 
 def commands(*lines: str) -> str:
-    """Commands as `code`; long ones go on on further lines, as a shell takes them."""
-    return code("\n".join(map(_folded, lines)))
+    """Commands, one a line; a long one is folded so that a shell still takes it as one."""
+    return code("\n".join(map(_fold, lines)))
 
 
-def _folded(line: str) -> str:
+def _fold(line: str) -> str:
     if len(line) <= LONGEST_LINE:
         return line
     rows = [""]
@@ -92,21 +92,21 @@ def _folded(line: str) -> str:
 
 
 def details(heading: str, *parts: str) -> str:
-    """What is seen after a click."""
+    """Parts that stay hidden until the heading is clicked."""
     return f"<details>{element('summary', heading)}{''.join(parts)}</details>"
 
 
-def swatch(color: Sequence[int]) -> str:
+def swatch(colour: Sequence[int]) -> str:
     """A small square of a colour (red, green, blue), each in 0..255."""
-    red, green, blue = (int(value) for value in color)
+    red, green, blue = (int(value) for value in colour)
     return f'<span class="swatch" style="background: rgb({red}, {green}, {blue})"></span>'
 
 
 def classes(names: Iterable[str], palette: Iterable[Sequence[int]]) -> str:
     """Which colour is which class."""
     entries = [
-        f"<span>{swatch(color)}{html.escape(name)}</span>"
-        for name, color in zip(names, palette, strict=True)
+        f"<span>{swatch(colour)}{html.escape(name)}</span>"
+        for name, colour in zip(names, palette, strict=True)
     ]
     return f'<div class="classes">{"".join(entries)}</div>'
 
@@ -120,9 +120,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[st
     """A table of HTML cells; text that looks like a number stands on the right.
 
     Args:
-      head: the columns' names; text.
-      rows: of HTML, as many cells as `head` has.
-      total: one more row, in bold.
+        head: the columns' names; text.
+        rows: of HTML, as many cells as `head` has.
+        total: one more row, in bold.
     """
 
     def cell(value: str) -> str:

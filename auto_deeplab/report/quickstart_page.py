@@ -56,18 +56,18 @@ def write(
     """Writes index.html into `out`.
 
     Args:
-      out: what the quickstart has made, as its commands say it.
-      root: where they ran.
-      commands: of the stages, by their names, in their order.
-      seconds: what they took, as far as it is known.
-      answer: what the served model said.
+        out: what the quickstart has made, as its commands say it.
+        root: where they ran.
+        commands: of the stages, by their names, in their order.
+        seconds: what they took, as far as it is known.
+        answer: what the served model said.
 
     Returns:
-      the page's path, below `out`.
+        the page's path, below `out`.
 
     Raises:
-      RunError: it cannot be written.
-      OSError: what a stage left is not there any more.
+        RunError: it cannot be written.
+        OSError: what a stage left is not there any more.
     """
     made = root / out
     metrics = json.loads((made / "train" / "metrics.json").read_text(encoding="utf-8"))
@@ -79,18 +79,18 @@ def write(
         [*(CITYSCAPES_PALETTE[index] for index in shown), VOID],
     )
 
-    def took(*names: str) -> str:
+    def time_of(*names: str) -> str:
         known = [seconds[name] for name in names if name in seconds]
         return duration(sum(known)) if known else ""
 
-    def ran(*names: str) -> str:
+    def commands_of(*names: str) -> str:
         return page.commands(*(commands[name] for name in names))
 
     def chart(path: str, alt: str, caption: str = "") -> str:
         return page.picture((made / path).read_bytes(), alt, caption, chart=True)
 
     held_out = sorted((made / "scenes" / "leftImg8bit" / "val").rglob("*.png"))
-    answers = [_answer(made, path) for path in _spread(held_out, ANSWERS)]
+    answers = [_show_answer(made, path) for path in _choose_evenly(held_out, ANSWERS)]
     parts = [
         page.element("h1", "A network for street scenes, found and trained here"),
         page.element(
@@ -104,7 +104,7 @@ def write(
             [
                 (f"{metrics['miou_present']:.2f}", f"mIoU, {metrics['num_images']} unseen scenes"),
                 (f"{metrics['pixel_accuracy']:.0%}", "of their pixels are right"),
-                (took(*commands) or "?", "for all of it"),
+                (time_of(*commands) or "?", "for all of it"),
                 (f"{found.num_layers} layers", f"with cells of {found.num_blocks} blocks, found"),
             ]
         ),
@@ -113,16 +113,16 @@ def write(
             page.element("p", "Scenes that neither the search nor the training has seen."),
             *answers,
             legend,
-            ran("predict"),
-            took=took("predict"),
+            commands_of("predict"),
+            took=time_of("predict"),
         ),
         page.section(
             "Scenes",
             page.element("p", "A painter makes streets, and knows what each pixel is."),
-            ran("paint scenes"),
-            *_scenes(made),
+            commands_of("paint scenes"),
+            *_show_scenes(made),
             step=1,
-            took=took("paint scenes"),
+            took=time_of("paint scenes"),
         ),
         page.section(
             "Records",
@@ -131,12 +131,12 @@ def write(
                 "Images and labels become TFRecords, at full size for the training and at half "
                 "size for the search; the check reads all of them and counts the classes.",
             ),
-            ran("convert", "convert, half size", "check"),
+            commands_of("convert", "convert, half size", "check"),
             page.details(
                 "How often each class occurs", chart("classes.png", "a bar chart of the classes")
             ),
             step=2,
-            took=took("convert", "convert, half size", "check"),
+            took=time_of("convert", "convert, half size", "check"),
         ),
         page.section(
             "Search",
@@ -147,7 +147,7 @@ def write(
                 f"{strides}. A search as short as this shows how it works; it is no judgement "
                 "about the best network.",
             ),
-            ran("search"),
+            commands_of("search"),
             chart(
                 "search/figures/network.png",
                 "the path through the resolutions",
@@ -160,15 +160,15 @@ def write(
             ),
             chart("search/figures/history.png", "curves of the search", "The search, by epoch."),
             step=3,
-            took=took("search"),
+            took=time_of("search"),
         ),
         page.section(
             "Training",
             page.element("p", "The network that was found, alone and from new weights."),
-            ran("train"),
+            commands_of("train"),
             chart("train/figures/history.png", "curves of the training"),
             step=4,
-            took=took("train"),
+            took=time_of("train"),
         ),
         page.section(
             "Evaluation",
@@ -176,15 +176,15 @@ def write(
                 "p",
                 "IoU: of the pixels that are a class or are taken for it, the share that is both.",
             ),
-            ran("evaluate"),
-            _table(metrics),
+            commands_of("evaluate"),
+            _show_classes(metrics),
             step=5,
-            took=took("evaluate"),
+            took=time_of("evaluate"),
         ),
         page.section(
             "A model to serve",
             page.element("p", "A SavedModel needs TensorFlow alone. Asked about one scene:"),
-            ran("export"),
+            commands_of("export"),
             *([page.code(answer)] if answer else []),
             page.element("p", "The same network in Python:"),
             page.code(
@@ -194,7 +194,7 @@ def write(
                 ).strip()
             ),
             step=6,
-            took=took("export", "serve"),
+            took=time_of("export", "serve"),
         ),
         page.section(
             "The same with your own data",
@@ -206,50 +206,58 @@ def write(
             ),
             page.commands(*OWN_DATA),
         ),
-        page.section("Times", _times(seconds, commands)),
+        page.section("Times", _show_times(seconds, commands)),
         page.element("footer", f"Everything is below {out}."),
     ]
     page.write(made / "index.html", "Auto-DeepLab: quickstart", *parts)
     return out / "index.html"
 
 
-def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+def _choose_evenly(paths: Sequence[Path], count: int) -> list[Path]:
     """`count` of them, or all, evenly spaced."""
     count = min(count, len(paths))
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _scenes(made: Path) -> list[str]:
+def _show_scenes(made: Path) -> list[str]:
     """A row of images, and below it their labels over them."""
-    paths = _spread(sorted((made / "scenes" / "leftImg8bit" / "train").rglob("*.png")), SCENES)
+    paths = _choose_evenly(
+        sorted((made / "scenes" / "leftImg8bit" / "train").rglob("*.png")), SCENES
+    )
     palette = np.array(CITYSCAPES_PALETTE, np.uint8)
     images, overlays = [], []
     for path in paths:
-        image, labels = np.asarray(Image.open(path).convert("RGB")), _truth(path)
-        images.append(page.picture(_enlarged(image), "a street scene"))
-        large, under = _larger(image), _larger(labels, Image.Resampling.NEAREST)
-        overlays.append(page.picture(_png(draw_overlay(large, under, palette)), "its labels"))
+        image, labels = np.asarray(Image.open(path).convert("RGB")), _read_truth(path)
+        images.append(page.picture(_enlarge_to_png(image), "a street scene"))
+        large, under = _enlarge(image), _enlarge(labels, Image.Resampling.NEAREST)
+        overlays.append(
+            page.picture(_encode_png(draw_overlay(large, under, palette)), "its labels")
+        )
     return [page.row(images), page.row(overlays)]
 
 
-def _answer(made: Path, path: Path) -> str:
+def _show_answer(made: Path, path: Path) -> str:
     """A scene, its true labels and the predicted ones."""
     labels = np.asarray(Image.open(made / "predictions" / f"{path.stem}_labels.png"))
-    truth = _truth(path)
+    truth = _read_truth(path)
     counts = truth < len(CITYSCAPES_NAMES)
     right = np.mean(labels[counts] == truth[counts]) if counts.any() else 0.0
     return page.row(
         [
-            page.picture(_enlarged(np.asarray(Image.open(path).convert("RGB"))), "scene", "scene"),
-            page.picture(_painted(truth), "true labels", "truth"),
             page.picture(
-                _painted(labels), "predicted labels", f"prediction: {right:.0%} of pixels right"
+                _enlarge_to_png(np.asarray(Image.open(path).convert("RGB"))), "scene", "scene"
+            ),
+            page.picture(_paint_labels(truth), "true labels", "truth"),
+            page.picture(
+                _paint_labels(labels),
+                "predicted labels",
+                f"prediction: {right:.0%} of pixels right",
             ),
         ]
     )
 
 
-def _truth(path: Path) -> np.ndarray:
+def _read_truth(path: Path) -> np.ndarray:
     """The labels of a scene, uint8 [H, W]: 0..18, and 255 for void."""
     name = path.name.replace("_leftImg8bit", "_gtFine_labelIds")
     ids = np.asarray(
@@ -260,31 +268,31 @@ def _truth(path: Path) -> np.ndarray:
     return table[ids]
 
 
-def _painted(labels: np.ndarray) -> bytes:
-    colors = np.full((256, 3), VOID, np.uint8)
-    colors[: len(CITYSCAPES_PALETTE)] = CITYSCAPES_PALETTE
-    return _png(colors[_larger(labels, Image.Resampling.NEAREST)])
+def _paint_labels(labels: np.ndarray) -> bytes:
+    colours = np.full((256, 3), VOID, np.uint8)
+    colours[: len(CITYSCAPES_PALETTE)] = CITYSCAPES_PALETTE
+    return _encode_png(colours[_enlarge(labels, Image.Resampling.NEAREST)])
 
 
-def _enlarged(image: np.ndarray) -> bytes:
-    return _png(_larger(image))
+def _enlarge_to_png(image: np.ndarray) -> bytes:
+    return _encode_png(_enlarge(image))
 
 
-def _larger(pixels: np.ndarray, method: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+def _enlarge(pixels: np.ndarray, method: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
     """An image, or labels, as large as they are shown."""
     height, width = pixels.shape[:2]
     scale = max(1, round(SHOWN_WIDTH / width))
     return np.asarray(Image.fromarray(pixels).resize((scale * width, scale * height), method))
 
 
-def _png(image: np.ndarray) -> bytes:
+def _encode_png(image: np.ndarray) -> bytes:
     """A PNG of 256 colours: a third of the size, and nobody sees it in such a picture."""
     stream = io.BytesIO()
     Image.fromarray(image).quantize(256).save(stream, "png", optimize=True)
     return stream.getvalue()
 
 
-def _table(metrics: Mapping[str, Any]) -> str:
+def _show_classes(metrics: Mapping[str, Any]) -> str:
     rows = [
         [page.swatch(CITYSCAPES_PALETTE[index]) + html.escape(name), page.bar(iou), f"{iou:.1%}"]
         for index, (name, iou) in enumerate(
@@ -310,7 +318,7 @@ def _table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _times(seconds: Mapping[str, float], commands: Mapping[str, str]) -> str:
+def _show_times(seconds: Mapping[str, float], commands: Mapping[str, str]) -> str:
     longest = max(seconds.values(), default=1) or 1
     rows = [
         [html.escape(name), page.bar(seconds[name] / longest), duration(seconds[name])]

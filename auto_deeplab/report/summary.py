@@ -1,4 +1,4 @@
-"""What a search and a training end with: words for people, and the command that comes next."""
+"""What is said at the end of a search and of a training: results, and what to run next."""
 
 import math
 import os
@@ -13,11 +13,12 @@ from auto_deeplab.space.genotype import Genotype
 from official.progress import duration
 
 CLEARLY = 1.5
-"""So many times further than chance is more than chance: noise would then be 1 / CLEARLY ** 2,
-44 %, of the logits' variance. The spread of pure noise itself varies by a tenth."""
+"""An architecture is called close to random while the spread of its logits is below CLEARLY times
+what chance alone gives (`chance_spread`). At 1.5 times, noise may still be 1 / 1.5^2 = 44 % of
+their variance; the spread of pure noise itself varies by a tenth from one search to the next."""
 
 
-def of_search(
+def summarise_search(
     rows: Sequence[Mapping[str, Any]],
     genotype: Genotype,
     *,
@@ -29,27 +30,29 @@ def of_search(
     crop_size: Sequence[int],
     resize_factor: float = 1.0,
 ) -> str:
-    """Best and last mIoU, how far alpha and beta have moved, a warning if that says little.
+    """Says the best and last mIoU, how decided alpha and beta are, and what to run next.
+
+    A warning is added where alpha or beta are so little decided that chance could have done it.
 
     Args:
-      rows: of history.jsonl.
-      genotype: what was decoded, with alpha and beta in its meta.
-      seconds: what this part of the search took.
-      learning_rate: of alpha and beta.
-      updates: how many of them were made.
-      model_dir, data_dir, crop_size: of the search, for the command that comes next.
-      resize_factor: of the data.
+        rows: of history.jsonl.
+        genotype: what was decoded, with alpha and beta in its meta.
+        seconds: what this part of the search took.
+        learning_rate: of alpha and beta.
+        updates: how many of them were made.
+        model_dir, data_dir, crop_size: of the search, for the command that comes next.
+        resize_factor: of the data.
     """
     alpha, beta = (np.asarray(genotype.meta[name]) for name in ("alpha", "beta"))
     edges, nodes = alpha.reshape(-1, alpha.shape[-1]), _rows_of_beta(beta)
     lines = [
         f"search: done in {duration(seconds)}",
-        *_miou(rows, "val mIoU of the super-net"),
-        f"alpha: {_certainty(edges, 'an edge', 'operation')}",
-        f"beta: {_certainty(nodes, 'a node', 'way out')}",
-        *_warning({"alpha": edges, "beta": nodes}, learning_rate, updates),
+        *_describe_miou(rows, "val mIoU of the super-net"),
+        f"alpha: {_describe_certainty(edges, 'an edge', 'operation')}",
+        f"beta: {_describe_certainty(nodes, 'a node', 'outgoing edge')}",
+        *_warn_of_chance({"alpha": edges, "beta": nodes}, learning_rate, updates),
         "next, train what was found: "
-        + _command(
+        + _next_command(
             *("--mode=train", "--flagfile=train_small.cfg"),
             f"--genotype={os.path.join(model_dir, 'genotype.json')}",
             *(f"--data_dir={data_dir}", f"--model_dir={model_dir.rstrip('/')}_train"),
@@ -64,51 +67,55 @@ def of_search(
     return "\n".join(lines)
 
 
-def of_training(
+def summarise_training(
     rows: Sequence[Mapping[str, Any]], *, seconds: float, model_dir: str, data_dir: str
 ) -> str:
-    """Best and last mIoU, the time, and the command that evaluates.
+    """Says the time, the best and last mIoU, and the command that evaluates.
 
     Args:
-      rows: of history.jsonl.
-      seconds: what this part of the training took.
-      model_dir, data_dir: of the training.
+        rows: of history.jsonl.
+        seconds: what this part of the training took.
+        model_dir, data_dir: of the training.
     """
     flags = ("--mode=eval", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     lines = [
         f"train: done in {duration(seconds)}",
-        *_miou(rows, "val mIoU"),
-        f"next, all images and all classes: {_command(*flags)}",
+        *_describe_miou(rows, "val mIoU"),
+        f"next, all images and all classes: {_next_command(*flags)}",
     ]
     return "\n".join(lines)
 
 
-def chance(learning_rate: float, updates: int) -> float:
-    """How far a logit gets if each update of Adam goes up or down by chance.
+def chance_spread(learning_rate: float, updates: int) -> float:
+    """The spread that logits get from gradients that are pure noise: rate * sqrt(updates).
 
-    An update has the length of the rate, whatever the gradient's, and n steps of chance lead
-    sqrt(n) steps away.
+    An update of Adam has about the length of the rate, however small the gradient; n such updates,
+    each up or down by chance, lead sqrt(n) of them away on average (a random walk).
     """
     return learning_rate * math.sqrt(updates)
 
 
-def spread(rows: Sequence[np.ndarray] | np.ndarray) -> float:
-    """How far the logits of rows of probabilities lie from their row's mean: root mean square.
+def logit_spread(rows: Sequence[np.ndarray] | np.ndarray) -> float:
+    """The root mean square distance of logits from the mean of their row.
 
-    A logarithm of a probability is its logit but for what all in a row have in common.
+    The logarithm of a probability is its logit minus a constant of the row, which drops out when
+    the row's mean is subtracted.
+
+    Args:
+        rows: the softmax of each row of logits, 1-D arrays of any lengths.
     """
     logits = [np.log(np.maximum(row, 1e-30)) for row in rows]
     return math.sqrt(np.concatenate([(row - row.mean()) ** 2 for row in logits]).mean())
 
 
 def _rows_of_beta(beta: np.ndarray) -> list[np.ndarray]:
-    """For every node that exists, the probabilities of the ways out that exist: they sum to 1."""
+    """For each node of the trellis, the probabilities of its outgoing edges, which sum to 1."""
     rows = [row[row > 0] for row in beta.reshape(-1, beta.shape[-1])]
     return [row for row in rows if len(row)]
 
 
-def _certainty(rows: Sequence[np.ndarray] | np.ndarray, of: str, what: str) -> str:
-    """How far from uniform the probabilities are, in two numbers."""
+def _describe_certainty(rows: Sequence[np.ndarray] | np.ndarray, of: str, what: str) -> str:
+    """Says the mean entropy and the mean largest probability, each beside that of uniform rows."""
     entropy = np.mean([-(row * np.log(np.maximum(row, 1e-30))).sum() for row in rows])
     share = entropy / np.mean([math.log(len(row)) for row in rows])
     largest, uniform = np.mean([(row.max(), 1 / len(row)) for row in rows], axis=0)
@@ -118,13 +125,13 @@ def _certainty(rows: Sequence[np.ndarray] | np.ndarray, of: str, what: str) -> s
     )
 
 
-def _warning(
+def _warn_of_chance(
     probabilities: Mapping[str, Sequence[np.ndarray] | np.ndarray],
     learning_rate: float,
     updates: int,
 ) -> list[str]:
-    by_chance = chance(learning_rate, updates)
-    spreads = {name: spread(rows) for name, rows in probabilities.items()}
+    by_chance = chance_spread(learning_rate, updates)
+    spreads = {name: logit_spread(rows) for name, rows in probabilities.items()}
     idle = [name for name, value in spreads.items() if value < CLEARLY * by_chance]
     if not idle:
         return []
@@ -138,7 +145,7 @@ def _warning(
     ]
 
 
-def _miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
+def _describe_miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
     reports = [(row["val_miou"], row["step"]) for row in rows if row.get("val_miou") is not None]
     if not reports:
         return []
@@ -146,6 +153,6 @@ def _miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
     return [f"{what}: last {last[0]:.3f} at step {last[1]}, best {best[0]:.3f} at step {best[1]}"]
 
 
-def _command(*flags: str) -> str:
+def _next_command(*flags: str) -> str:
     """The command as it was typed, with other flags; to copy."""
     return shlex.join(["python", sys.argv[0], *flags])

@@ -1,10 +1,10 @@
 """From the architecture's probabilities to one discrete architecture (paper, Sec. 4.3), in NumPy.
 
-Alpha [E, operations] has a row per edge of the cell, in the order of `search_space.cell_edges`
-(untied, there are several: [G, E, operations]), and beta [L, 4, 3] a row per source node of the
-trellis (see `search_space.legal_directions`). Both are *probabilities*, the softmax that the
-super-net itself used: rows sum to 1, illegal directions and the rows of nodes that do not exist are
-0. Every tie goes to the lowest index.
+Alpha [E, operations] has a row for each edge of the cell, in `search_space.cell_edges`' order.
+Where cells do not all share one alpha there are G of them, [G, E, operations]. Beta [L, 4, 3] has a
+row for each source node of the trellis (see `search_space.legal_directions`). Both are
+*probabilities*, the softmax that the super-net itself used: rows sum to 1; illegal directions, and
+the rows of nodes that do not exist, are 0. Every tie goes to the lowest index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,18 +28,18 @@ def decode(
 ) -> genotype.Genotype:
     """Decodes path and cells; `operations`, alpha and beta are kept in the genotype's meta.
 
-    With untied alphas, the genotype has a cell for each alpha that a node of the path has.
+    Where alpha is not shared by all cells, each alpha that a node of the path uses gives a cell.
 
     Args:
-      alpha: float [E, number of operations], probabilities; or [G, E, number of operations].
-      beta: float [L, 4, 3], probabilities.
-      operations: the names of alpha's columns.
-      num_blocks: B, with E = B (B + 3) / 2.
-      alpha_sharing: one of search_space.ALPHA_SHARING.
-      meta: more to keep: dataset, seed, step, ... (plain JSON).
+        alpha: float [E, number of operations], probabilities; or [G, E, number of operations].
+        beta: float [L, 4, 3], probabilities.
+        operations: the names of alpha's columns.
+        num_blocks: B, with E = B (B + 3) / 2.
+        alpha_sharing: one of search_space.ALPHA_SHARING.
+        meta: more to keep: dataset, seed, step, ... (plain JSON).
 
     Raises:
-      ValueError: a shape does not fit, or a probability is not a finite number >= 0.
+        ValueError: a shape does not fit, or a probability is not a finite number >= 0.
     """
     alpha = np.asarray(alpha)
     alphas = alpha if alpha.ndim == 3 else alpha[np.newaxis]
@@ -75,7 +75,7 @@ def decode_cell(alpha: Array, operations: Sequence[str], num_blocks: int) -> gen
     never chosen however likely it is. Within a block, the inputs come in ascending order.
 
     Raises:
-      ValueError: as `decode`; or there is no operation besides `none`.
+        ValueError: as `decode`; or there is no operation besides `none`.
     """
     alpha = _check_alpha(alpha, operations)
     edges = search_space.cell_edges(num_blocks)
@@ -96,22 +96,24 @@ def decode_cell(alpha: Array, operations: Sequence[str], num_blocks: int) -> gen
 
 
 def decode_path(beta: Array) -> tuple[int, ...]:
-    """The path of the largest product of probabilities from the stem's output to layer L (Viterbi).
+    """The most probable path from the stem's output to layer L: Viterbi's algorithm (Sec. 4.3).
 
-    Of several equally probable paths, the one that is at the finer level where they first differ.
+    A path's probability is the product of its edges'. Of several equally probable paths it is the
+    one that takes the finer level where they first differ.
 
     Returns:
-      The level 0..3 of every layer 1..L.
+        The level 0..3 of every layer 1..L.
 
     Raises:
-      ValueError: the shape is not [L, 4, 3], or a probability is not a finite number >= 0.
+        ValueError: the shape is not [L, 4, 3], or a probability is not a finite number >= 0.
     """
     beta = _check_beta(beta)
     num_layers = len(beta)
     with np.errstate(divide="ignore"):
         score = np.log2(beta)  # to base 2, products of 1/2 and 1/4 that tie do so exactly
-    # From the last layer to the first: what the best rest of a path from each node is worth, and
-    # its next level. This way round, ties can be settled at the first move that differs.
+    # From the last layer to the first: for each node, the log-probability of the best way from it
+    # to layer L, and the level that this goes to next. Starting at the end lets a tie be settled
+    # at the first edge in which the tied paths differ.
     rest = np.zeros(search_space.NUM_LEVELS)
     next_level = np.zeros([num_layers, search_space.NUM_LEVELS], int)
     for layer in range(num_layers, 0, -1):
@@ -144,15 +146,15 @@ def strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
 
 
 def alpha_entropy(alpha: Array) -> float:
-    """The entropy of an edge's operations in nats (0..log(operations)), mean over all edges.
+    """The mean entropy of a cell's edges, over their operations, in nats: 0..log(operations).
 
-    Untied alphas are averaged too.
+    Of several alphas, the mean over the edges of all.
     """
     return float(np.mean(_entropy(np.asarray(alpha, np.float64))))
 
 
 def beta_entropy(beta: Array) -> float:
-    """The entropy of a node's directions in nats (0..log 3), mean over all source nodes."""
+    """The mean entropy of the nodes, each over its outgoing edges, in nats: 0..log 3."""
     beta = _check_beta(beta)
     rows = [
         _entropy(beta[layer - 1, source, list(search_space.legal_directions(layer, source))])
@@ -163,7 +165,7 @@ def beta_entropy(beta: Array) -> float:
 
 
 def uniform_entropies(num_operations: int, num_layers: int) -> dict[str, float]:
-    """What both entropies are when nothing is decided, by the names that history.jsonl has."""
+    """Both entropies of uniform alpha and beta, under the names that history.jsonl gives them."""
     choices = [
         len(search_space.legal_directions(layer, source))
         for layer in range(1, num_layers + 1)
@@ -176,14 +178,14 @@ def uniform_entropies(num_operations: int, num_layers: int) -> dict[str, float]:
 
 
 def count_skip_connects(cell: genotype.Cell) -> int:
-    """How many of a cell's 2 B operations are skip-connections: many, when a search collapses."""
+    """The number of skip-connections among a cell's 2 B operations; a collapsed search has many."""
     return sum(name == search_space.SKIP_CONNECT for block in cell for _, name in block)
 
 
 def count_none_edges(alpha: Array, operations: Sequence[str]) -> int:
-    """How many of the cell's edges have `none` as their most likely operation of all.
+    """The number of the cell's edges whose most likely operation is `none`.
 
-    With untied alphas, of the edges of all cells.
+    Of several alphas, the number among the edges of all.
     """
     alpha = np.asarray(alpha)
     alpha = _check_alpha(alpha.reshape([-1, alpha.shape[-1]]), operations)

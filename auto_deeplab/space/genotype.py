@@ -28,16 +28,18 @@ class Genotype:
     """A path through the trellis and the cell of each of its layers.
 
     Attributes:
-      path: the level 0..3 (stride 4 * 2^level) of every layer 1..L.
-      cells: the distinct cells; a cell is a list of blocks, a block is the sum of two branches
-        (input, operation), where input 0 is H^{l-1}, 1 is H^{l-2} and 2 + i is block i. The order
-        of the branches has no effect, and both may take the same input.
-      cell_of_layer: the index into `cells` for every layer, or None: one cell for all layers.
-      meta: where the architecture comes from, any JSON. No part of it: two genotypes are equal
-        when they describe the same network.
+        path: the level 0..3 (stride 4 * 2^level) of every layer 1..L.
+        cells: the distinct cells. A cell is a list of blocks, a block the sum of two branches
+            (input, operation), where input 0 is H^{l-1}, 1 is H^{l-2} and 2 + i is block i. The
+            order of the branches has no effect, and both may take the same input.
+        cell_of_layer: the index into `cells` for every layer, or None: one cell for all layers.
+        meta: where the architecture comes from, any JSON. No part of it: two genotypes are equal
+            when they describe the same network.
 
-    Lists are accepted for tuples, and everything is copied. ValueError with one line if it is not
-    an architecture of the search space.
+    Lists are accepted for tuples, and everything is copied.
+
+    Raises:
+        ValueError: it is not an architecture of the search space; says what is wrong in one line.
     """
 
     path: tuple[int, ...]
@@ -74,7 +76,7 @@ class Genotype:
         """The cell of a layer 1..L.
 
         Raises:
-          IndexError: there is no such layer.
+            IndexError: there is no such layer.
         """
         if not 1 <= layer <= self.num_layers:
             raise IndexError(f"layer {layer} of a genotype of {self.num_layers} layers")
@@ -101,7 +103,7 @@ class Genotype:
         """Reads what `to_json` wrote; `cell_of_layer` and `meta` may be left out.
 
         Raises:
-          ValueError: the text is not a genotype; says what is wrong with it.
+            ValueError: the text is not a genotype; says what is wrong with it.
         """
         try:
             data = json.loads(text)
@@ -165,7 +167,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
     """Returns the preset of that name, or the genotype in that JSON file.
 
     Raises:
-      ValueError: neither; one line that names the file and what is wrong with it.
+        ValueError: neither; one line that names the file and what is wrong with it.
     """
     name = os.fspath(name_or_path)
     if name in PRESET_PATHS:
@@ -187,11 +189,11 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
 
 def _list(value: object, name: str, content: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{name} must be a list of {content}, not {_short(value)}")
+        raise ValueError(f"{name} must be a list of {content}, not {_shorten(value)}")
     return value
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -204,7 +206,7 @@ def _integers(value: object, name: str) -> tuple[int, ...]:
     numbers = _list(value, name, "whole numbers")
     for number in numbers:
         if not _is_integer(number):
-            raise ValueError(f"{name} must hold whole numbers, not {_short(number)}")
+            raise ValueError(f"{name} must hold whole numbers, not {_shorten(number)}")
     return tuple(numbers)
 
 
@@ -239,17 +241,17 @@ def _cell(value: object, name: str) -> Cell:
 def _branch(value: object, block_number: int, name: str) -> Branch:
     pair = _list(value, f"{name}: a branch", "input and operation")
     if len(pair) != 2:
-        raise ValueError(f"{name}: {_short(value)} is not a pair [input, operation]")
+        raise ValueError(f"{name}: {_shorten(value)} is not a pair [input, operation]")
     source, operation = pair
     if not _is_integer(source) or not 0 <= source < 2 + block_number:
         raise ValueError(
-            f"{name}: input {_short(source)} is not in 0..{1 + block_number} "
+            f"{name}: input {_shorten(source)} is not in 0..{1 + block_number} "
             "(0 and 1 are the previous layers, 2 + i is the earlier block i)"
         )
     if operation == search_space.NONE:
         raise ValueError(f"{name}: {search_space.NONE!r} is no operation of a finished cell")
     if operation not in search_space.KNOWN_OPERATIONS:
-        raise ValueError(f"{name}: {search_space.unknown_operation(operation)}")
+        raise ValueError(f"{name}: {search_space.explain_unknown_operation(operation)}")
     return source, operation
 
 
@@ -271,7 +273,7 @@ def _cell_of_layer(
 
 def _json_copy(meta: object) -> dict[str, Any]:
     if not isinstance(meta, dict):
-        raise ValueError(f"meta must be an object, not {_short(meta)}")
+        raise ValueError(f"meta must be an object, not {_shorten(meta)}")
     try:
         return dict(json.loads(json.dumps(meta, allow_nan=False)))
     except (TypeError, ValueError) as error:

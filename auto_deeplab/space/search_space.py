@@ -39,19 +39,20 @@ ALPHA_SHARING = ("global", "level", "layer")
 
 NUM_LEVELS = 4
 UP, SAME, DOWN = 0, 1, 2
-"""Directions of an edge, the last axis of beta: to the finer level, the same, the coarser one."""
+"""Directions of an edge, in the order of beta's last axis: to the finer level, to the same, to the
+coarser one."""
 
 
 def validate_operations(names: Iterable[str]) -> tuple[str, ...]:
     """Returns `names` as a tuple if a search over them makes sense.
 
     Raises:
-      ValueError: a name is unknown or given twice, or there is nothing besides `none`.
+        ValueError: a name is unknown or given twice, or there is nothing besides `none`.
     """
     operations = tuple(names)
     for name in operations:
         if name not in KNOWN_OPERATIONS:
-            raise ValueError(unknown_operation(name))
+            raise ValueError(explain_unknown_operation(name))
         if operations.count(name) > 1:
             raise ValueError(f"operation {name!r} is listed twice: name every operation once")
     if not set(operations) - {NONE}:
@@ -62,7 +63,7 @@ def validate_operations(names: Iterable[str]) -> tuple[str, ...]:
     return operations
 
 
-def unknown_operation(name: object) -> str:
+def explain_unknown_operation(name: object) -> str:
     """The error message for a name that is no operation, with the nearest known one."""
     close = difflib.get_close_matches(str(name), KNOWN_OPERATIONS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
@@ -116,7 +117,7 @@ def direction(source_level: int, level: int) -> int:
     """The direction of an edge: UP (s -> s/2), SAME or DOWN (s -> 2s).
 
     Raises:
-      ValueError: no edge joins levels that far apart.
+        ValueError: no edge joins levels that far apart.
     """
     if abs(level - source_level) > 1:
         raise ValueError(f"no edge goes from level {source_level} to level {level}")
@@ -126,8 +127,8 @@ def direction(source_level: int, level: int) -> int:
 def legal_directions(layer: int, source_level: int) -> tuple[int, ...]:
     """The legal entries of beta's row (layer, source_level), ascending.
 
-    Beta has shape [L, 4, 3]: the edges into layer l = 1..L stand at index l - 1, by the level at
-    layer l - 1 that they leave. The row of a source node that does not exist has no legal entry.
+    Beta has shape [L, 4, 3]. The edge from (l-1, j) to (l, k), l = 1..L, has its weight at
+    [l - 1, j, direction(j, k)]. The row of a source node that does not exist has no legal entry.
     """
     return tuple(direction(source_level, level) for level in successors(layer - 1, source_level))
 
@@ -135,12 +136,12 @@ def legal_directions(layer: int, source_level: int) -> tuple[int, ...]:
 def second_source(layer: int, level: int) -> tuple[int, int, int]:
     """Where node (layer, level) takes its second input H^{l-2} from.
 
-    It is the node of the same level two layers back; if there is none, the coarsest tensor of that
-    layer, whose stride is then raised by a strided convolution. Layer -1 has the stem's stride-2
-    tensor alone (level -1).
+    It is the node of the same level two layers back. If that layer has none so coarse, it is the
+    coarsest tensor there, which a convolution of stride 2 or 4 then brings to the node's size.
+    Layer -1 has the stem's stride-2 tensor alone (level -1).
 
     Returns:
-      (source layer, source level, stride factor 1, 2 or 4).
+        (source layer, source level, stride factor 1, 2 or 4).
     """
     source_layer = layer - 2
     coarsest = levels_at(source_layer)[-1] if source_layer >= 0 else -1
@@ -148,10 +149,10 @@ def second_source(layer: int, level: int) -> tuple[int, int, int]:
     return source_layer, source_level, 2 ** (level - source_level)
 
 
-def count_paths(num_moves: int) -> int:
-    """The number of paths of `num_moves` moves through the trellis from the stem's output."""
+def count_paths(num_layers: int) -> int:
+    """The number of paths of `num_layers` edges through the trellis, from the stem's output on."""
     ends = {0: 1}
-    for layer in range(1, num_moves + 1):
+    for layer in range(1, num_layers + 1):
         ends = {
             level: sum(ends[source] for source in predecessors(layer, level))
             for level in levels_at(layer)
@@ -175,7 +176,7 @@ def num_alphas(sharing: str, num_layers: int) -> int:
 
 
 def alpha_index(sharing: str, layer: int, level: int) -> int:
-    """Which of the `num_alphas` alphas the cells of node (layer, level) have."""
+    """The index, below `num_alphas`, of the alpha that the cells of node (layer, level) use."""
     return {"global": 0, "level": level, "layer": layer - 1}[sharing]
 
 

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from official import distribution, optimizers, schedules
+from official.training_step import minimize
 
 L2 = 0.25
 
@@ -64,14 +65,21 @@ def reference_sgd(w, gradients, rates, momentum, l2):
     return w
 
 
-def reference_adam(w, gradients, rate, l2):
+def reference_adam(w, gradients, rate, l2, betas=(0.9, 0.999)):
     m, v = np.zeros_like(w), np.zeros_like(w)
+    one, two = betas
     for t, gradient in enumerate(gradients, start=1):
         gradient = gradient + l2 * w
-        m = 0.9 * m + 0.1 * gradient
-        v = 0.999 * v + 0.001 * gradient**2
-        w = w - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+        m = one * m + (1 - one) * gradient
+        v = two * v + (1 - two) * gradient**2
+        w = w - rate * (m / (1 - one**t)) / (np.sqrt(v / (1 - two**t)) + 1e-7)
     return w
+
+
+def reference_clip(gradients, limit):
+    """The gradients of one step, all of its variables."""
+    norm = np.sqrt(sum(np.sum(gradient.astype(np.float64) ** 2) for gradient in gradients))
+    return [gradient * min(1.0, limit / norm) for gradient in gradients]
 
 
 def test_sgd_by_hand():
@@ -92,13 +100,19 @@ def test_sgd_with_a_schedule_equals_the_formula():
         np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_adam_equals_the_formula_and_differs_from_decoupled_decay():
-    w, b = steps_on_one_device(optimizers.adam(0.1, l2=L2), GRADIENTS)
+@pytest.mark.parametrize("betas", [None, (0.5, 0.999), (0.0, 0.9)])
+def test_adam_equals_the_formula(betas):
+    options = {} if betas is None else {"betas": betas}
+    w, b = steps_on_one_device(optimizers.adam(0.1, l2=L2, **options), GRADIENTS)
     start = Variables()
     for value, first, index in ((w, start.w, 0), (b, start.b, 1)):
         gradients = [gradient[index] for gradient in GRADIENTS]
-        expected = reference_adam(first.numpy(), gradients, 0.1, L2)
+        expected = reference_adam(first.numpy(), gradients, 0.1, L2, **options)
         np.testing.assert_allclose(value, expected, rtol=1e-4)
+
+
+def test_adams_coupled_decay_differs_from_decoupled_decay():
+    w, _ = steps_on_one_device(optimizers.adam(0.1, l2=L2), GRADIENTS)
     decoupled = keras.optimizers.AdamW(0.1, weight_decay=L2, epsilon=1e-7)
     other, _ = steps_on_one_device(decoupled, GRADIENTS)
     assert np.abs(other - w).max() > 0.01
@@ -133,6 +147,115 @@ def test_the_rate_of_some_variables_times_a_factor(two_replicas):
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+# Clipping. The norms of GRADIENTS' steps are sqrt(1 + 9) = 3.2 and sqrt(4 + 0.25 + 0.25) = 2.1: a
+# limit of 2.5 clips the first alone.
+
+LIMIT = 2.5
+WRAPS = [lambda optimizer: optimizer, optimizers.with_loss_scale]
+
+
+def clipped_steps(make):
+    """w and b after GRADIENTS, of which all but l2 * w is clipped, by the plain formulas."""
+    start = Variables()
+    clipped = [reference_clip(gradients, LIMIT) for gradients in GRADIENTS]
+    return [
+        reference_sgd(first.numpy(), [g[index] for g in clipped], [0.1] * 2, 0.9, L2)
+        if make is optimizers.sgd
+        else reference_adam(first.numpy(), [g[index] for g in clipped], 0.1, L2)
+        for index, first in enumerate(start.all)
+    ]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+def test_clipping_on_one_device_equals_the_formula(make, wrap):
+    optimizer = wrap(make(0.1, l2=L2, gradient_clip_norm=LIMIT))
+    # The loss' gradients are 2^15 times as large under float16's scaling; their norm is not.
+    scale = 2.0**15 if wrap is optimizers.with_loss_scale else 1.0
+    actual = steps_on_one_device(optimizer, [[g * scale for g in step] for step in GRADIENTS])
+    for value, expected in zip(actual, clipped_steps(make), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+def test_two_replicas_clip_the_sum_of_their_gradients(two_replicas, make, wrap):
+    # 3 g + 1 and -2 g - 1 are both longer than their sum g, and than the limit in either step: had
+    # they been clipped by themselves, or by their own norms, the result would be another.
+    scale = 2.0**15 if wrap is optimizers.with_loss_scale else 1.0
+    parts = [
+        [[(3 * g + 1) * scale for g in step], [(-2 * g - 1) * scale for g in step]]
+        for step in GRADIENTS
+    ]
+    values, _ = steps_on_two_replicas(
+        two_replicas, lambda: wrap(make(0.1, l2=L2, gradient_clip_norm=LIMIT)), parts
+    )
+    for copies, expected in zip(values, clipped_steps(make), strict=True):
+        np.testing.assert_array_equal(copies[0], copies[1])
+        np.testing.assert_allclose(copies[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
+def test_a_norm_within_the_limit_changes_no_bit(two_replicas, make):
+    # float32(41) * float32(1 / 41) is not 1: what multiplies by both would be seen.
+    assert np.float32(41) * (np.float32(1) / np.float32(41)) != 1
+    gradients = [
+        [part.astype(np.float32) for part in (rng.normal(size=(1, 2)), rng.normal(size=1))]
+        for rng in map(np.random.default_rng, range(4))
+    ]
+    shares = [[[g / 4 for g in step], [g * np.float32(0.7) for g in step]] for step in gradients]
+    results = [
+        (
+            steps_on_one_device(make(0.1, l2=L2, gradient_clip_norm=limit), gradients),
+            steps_on_two_replicas(
+                two_replicas,
+                lambda limit=limit: make(0.1, l2=L2, gradient_clip_norm=limit),
+                shares,
+            )[0],
+        )
+        for limit in (None, 41.0)
+    ]
+    for unclipped, clipped in zip(*results, strict=True):
+        for one, other in zip(unclipped, clipped, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_clipping_in_a_step_that_xla_compiles_whole():
+    variables = Variables()
+    optimizer = optimizers.sgd(0.1, l2=L2, gradient_clip_norm=LIMIT)
+    optimizer.build(variables.all)
+    step = tf.function(lambda *g: optimizer.apply(list(g)), jit_compile=True, autograph=False)
+    for gradients in GRADIENTS:
+        step(*map(tf.constant, gradients))
+    for variable, expected in zip(variables.all, clipped_steps(optimizers.sgd), strict=True):
+        np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
+
+
+def test_clipping_outside_the_passes_that_xla_compiles_on_two_replicas(two_replicas):
+    with two_replicas.scope():
+        variables = Variables()
+        optimizer = optimizers.sgd(0.1, l2=L2, gradient_clip_norm=LIMIT)
+        optimizer.build(variables.all)
+
+    def replica_step(*gradients):
+        # A linear loss, whose gradients are the ones wanted: 3/4 of them and 1/4.
+        index = tf.distribute.get_replica_context().replica_id_in_sync_group
+        share = 0.75 - 0.5 * tf.cast(index, tf.float32)
+
+        def forward():
+            pairs = zip(variables.all, gradients, strict=True)
+            return share * sum(tf.reduce_sum(v.value * g) for v, g in pairs), ()
+
+        minimize(forward, variables.all, optimizer, jit_compile=True)
+
+    step = tf.function(lambda *g: two_replicas.run(replica_step, g), autograph=False)
+    for gradients in GRADIENTS:
+        step(*map(tf.constant, gradients))
+    for variable, expected in zip(variables.all, clipped_steps(optimizers.sgd), strict=True):
+        for copy in two_replicas.experimental_local_results(variable.value):
+            np.testing.assert_allclose(copy, expected, rtol=1e-5)
+
+
 def test_is_kernel():
     layers = [
         keras.layers.Conv2D(2, 3, name="kernel_of_truth"),
@@ -147,7 +270,7 @@ def test_is_kernel():
     assert names == ["kernel", "depthwise_kernel", "pointwise_kernel", "kernel"]
 
 
-@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, optimizers.with_loss_scale])
+@pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("make", [optimizers.sgd, optimizers.adam])
 def test_two_replicas_equal_one_device(two_replicas, make, wrap):
     scale = 2.0**15 if wrap is optimizers.with_loss_scale else 1.0
@@ -201,6 +324,20 @@ def test_loss_scale_on_one_device():
     assert float(optimizers.sgd(0.1, l2=0.0).scale_loss(1.0)) == 1.0
 
 
+class Products(keras.layers.Layer):
+    """A factor for each value: every processor can compute it in float16, but not convolutions."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            shape=shape[1:],
+            initializer=keras.initializers.RandomNormal(seed=1),
+            name="kernel",
+        )
+
+    def call(self, x):
+        return x * self.kernel
+
+
 def step_of_a_small_network(strategy, precision):
     """The change of a kernel by a step on a global batch of 4; per replica."""
     images = np.random.default_rng(1).normal(size=(4, 6, 6, 2)).astype(np.float32)
@@ -208,9 +345,7 @@ def step_of_a_small_network(strategy, precision):
     distribution.set_precision(precision)
     try:
         with strategy.scope():
-            layer = keras.layers.Conv2D(
-                3, 3, kernel_initializer=keras.initializers.RandomNormal(seed=1)
-            )
+            layer = Products()
             layer.build((None, 6, 6, 2))
             optimizer = optimizers.sgd(1e5, l2=0.0)
             if precision == "float16":
@@ -243,7 +378,7 @@ def test_float16_step_of_a_network_on_one_and_two_replicas(two_replicas):
     expected = step_of_a_small_network(one_device, "float32")[0]
     for strategy in (one_device, two_replicas):
         for change in step_of_a_small_network(strategy, "float16"):
-            # float16 is good to 2^-11 = 5e-4 relative; the sums are of some ten terms.
+            # float16 is good to 2^-11 = 5e-4 relative; a few roundings, sums of four terms.
             np.testing.assert_allclose(change, expected, atol=0.01 * np.abs(expected).max())
 
 

@@ -99,8 +99,8 @@ def decided(path, operation, operations, num_blocks):
 
 
 def paths(num_layers):
-    moves = itertools.product(range(4), repeat=num_layers)
-    return [path for path in moves if np.all(np.abs(np.diff((0, *path))) <= 1)]
+    candidates = itertools.product(range(4), repeat=num_layers)
+    return [path for path in candidates if np.all(np.abs(np.diff((0, *path))) <= 1)]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -128,7 +128,7 @@ def test_the_published_network_from_its_pieces():
     }
     pieces = cost_table.measure(published, "multiply_adds")
     total = of_genotype(pieces, genotype.load("published"))
-    assert round(total, 2) == 320.45  # as test_cost.py has it
+    assert round(total, 2) == 320.45  # as test_model_cost.py has it
 
 
 @pytest.mark.parametrize(

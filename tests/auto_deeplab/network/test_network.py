@@ -61,7 +61,7 @@ def seeds(*numbers):
 
 @pytest.mark.parametrize(("filters", "parameters"), [(32, 21_622_451), (48, 44_424_691)])
 def test_published_networks_of_table_2(filters, parameters):
-    # F = 20 is in test_cost.py.
+    # F = 20 is in test_model_cost.py.
     network = Network(genotype.load("published"), num_classes=19, filter_multiplier=filters)
     network.build((None, None, None, 3))
     assert sum(v.shape.num_elements() for v in network.trainable_variables) == parameters

@@ -66,7 +66,7 @@ def test_build_train_export_draw(name, tmp_path):
         wanted = tf.argmax(network(images.astype("float32"), training=False), -1)
         np.testing.assert_array_equal(served(images=tf.constant(images))["labels"], wanted)
 
-    figures.network(ALL[name], tmp_path / "network.png")
+    figures.draw_network(ALL[name], tmp_path / "network.png")
     with Image.open(tmp_path / "network.png") as picture:
         assert len(set(picture.convert("L").getdata())) > 10
 

@@ -45,7 +45,7 @@ def check_that_texts_can_be_read(figure):
 @pytest.mark.parametrize(("num_layers", "num_nodes"), [(1, 2), (4, 2 + 3 + 4 + 4), (12, 45)])
 def test_network_shows_every_node_and_the_path(drawn, num_layers, num_nodes):
     made, beta = random_genotype(np.random.default_rng(num_layers), num_layers)
-    figures.network(made, "unused.png", beta)
+    figures.draw_network(made, "unused.png", beta)
     axes = drawn[0].axes[0]
     nodes = [patch for patch in axes.patches if isinstance(patch, Circle)]
     assert len(nodes) == num_nodes + 2  # and the two of the stem
@@ -62,16 +62,18 @@ def test_network_shows_every_node_and_the_path(drawn, num_layers, num_nodes):
         for layer, (source, level) in enumerate(itertools.pairwise((0, *made.path)), start=1)
     }
     assert len(dashed) == len(set(decoding.strongest_edges(beta)) - steps)
-    # The path, the stem's own move, the image before it and the ASPP behind it.
+    # The path, the stem's own edge, the image before it and the ASPP behind it.
     assert len(arrows) - len(dashed) == num_layers + 3
     check_that_texts_can_be_read(drawn[0])
 
 
 def test_network_arrows_end_at_the_rims_of_nodes(drawn, monkeypatch):
     arrows = []
-    monkeypatch.setattr(figures, "_arrow", lambda axes, start, end, *_: arrows.append((start, end)))
+    monkeypatch.setattr(
+        figures, "_draw_arrow", lambda axes, start, end, *_: arrows.append((start, end))
+    )
     made, beta = random_genotype(np.random.default_rng(0), 12)
-    figures.network(made, "unused.png", beta)
+    figures.draw_network(made, "unused.png", beta)
     between_nodes = [(a, b) for a, b in arrows if a[0] >= -1 and b[0] <= 12]
     assert len(between_nodes) > 40
     for point in itertools.chain.from_iterable(between_nodes):
@@ -82,7 +84,7 @@ def test_network_arrows_end_at_the_rims_of_nodes(drawn, monkeypatch):
 def test_network_refuses_the_beta_of_another_network():
     made, _ = random_genotype(np.random.default_rng(0), 4)
     with pytest.raises(ValueError, match="beta has 5 layers, the genotype 4"):
-        figures.network(made, "unused.png", np.ones([5, 4, 3]))
+        figures.draw_network(made, "unused.png", np.ones([5, 4, 3]))
 
 
 def on_one_line(one, other, axis):
@@ -112,13 +114,13 @@ def enters(segment, box):
 @pytest.mark.parametrize("num_blocks", [1, 2, 3, 5, 7])
 def test_cell_wires_stay_apart_and_outside_the_boxes(drawn, monkeypatch, num_blocks):
     wires, boxes = [], []
-    draw_line, draw_arrow, draw_box = figures._line, figures._arrow, figures._box
+    draw_line, draw_arrow, draw_box = figures._draw_line, figures._draw_arrow, figures._draw_box
 
     def record(draw):
-        def wire(axes, start, end, color, width):
-            if color in figures.WIRES and (start[0] == end[0] or start[1] == end[1]):
-                wires.append((color, (start, end)))
-            draw(axes, start, end, color, width)
+        def wire(axes, start, end, colour, width):
+            if colour in figures.WIRES and (start[0] == end[0] or start[1] == end[1]):
+                wires.append((colour, (start, end)))
+            draw(axes, start, end, colour, width)
 
         return wire
 
@@ -128,26 +130,26 @@ def test_cell_wires_stay_apart_and_outside_the_boxes(drawn, monkeypatch, num_blo
             boxes.append(measures[:4])
         return draw_box(axes, *measures, **keywords)
 
-    monkeypatch.setattr(figures, "_line", record(draw_line))
-    monkeypatch.setattr(figures, "_arrow", record(draw_arrow))
-    monkeypatch.setattr(figures, "_box", box)
+    monkeypatch.setattr(figures, "_draw_line", record(draw_line))
+    monkeypatch.setattr(figures, "_draw_arrow", record(draw_arrow))
+    monkeypatch.setattr(figures, "_draw_box", box)
     rng = np.random.default_rng(num_blocks)
     for _ in range(4):
         wires.clear()
         boxes.clear()
         made, _ = random_genotype(rng, 2, num_blocks)
-        figures.cell(made, "unused.png")
+        figures.draw_cell(made, "unused.png")
         assert len(boxes) == 2 + 2 * num_blocks + 1  # inputs, operations, concat
         for (_, segment), measures in itertools.product(wires, boxes):
             assert not enters(segment, measures)
-        for (color, one), (other_color, other) in itertools.combinations(wires, 2):
-            if color != other_color:
+        for (colour, one), (other_colour, other) in itertools.combinations(wires, 2):
+            if colour != other_colour:
                 assert not on_one_line(one, other, 0) and not on_one_line(one, other, 1)
     check_that_texts_can_be_read(drawn[-1])
 
 
 def test_cell_labels(drawn):
-    figures.cell(genotype.load("published"), "unused.png")
+    figures.draw_cell(genotype.load("published"), "unused.png")
     texts = [name for name, _ in text_boxes(drawn[0])]
     operations = sorted(name for name in texts if name[:3] in ("sep", "atr"))
     # Fig. 3's cell.
@@ -166,8 +168,8 @@ def test_every_distinct_cell_is_drawn_and_numbered(drawn):
     first = (((0, "skip_connect"), (0, "dil_conv_3x3")),)
     second = (((0, "max_pool_3x3"), (1, "dil_conv_5x5")),)
     made = Genotype((0, 1, 1), (first, second), (1, 0, 1))
-    figures.cell(made, "unused.png")
-    figures.network(made, "unused.png")
+    figures.draw_cell(made, "unused.png")
+    figures.draw_network(made, "unused.png")
     texts = [name for name, _ in text_boxes(drawn[0])]
     assert {"cell 0: used by layers 2", "cell 1: used by layers 1, 3", "not used"} <= set(texts)
     numbers = [text.get_text() for text in drawn[1].findobj(Text) if text.get_color() == "white"]
@@ -185,7 +187,7 @@ ROWS = [
 
 
 def test_history_draws_what_was_reported(drawn):
-    figures.history(ROWS, "unused.png")
+    figures.draw_history(ROWS, "unused.png")
     losses, miou = drawn[0].axes  # nothing says an entropy or a learning rate
     curves = {line.get_label(): line.get_xydata().tolist() for line in losses.get_lines()}
     assert curves["weights"] == [[1, 2.0], [3, 1.0], [4, 0.5]]
@@ -200,9 +202,9 @@ def test_axes_start_at_zero_and_entropies_have_a_line_at_uniform(drawn):
         {**row, "alpha_entropy": 2.0, "beta_entropy": 0.8, "learning_rate": 0.1} for row in ROWS
     ]
     uniform = decoding.uniform_entropies(num_operations=8, num_layers=2)
-    # Of two layers, node 1 of the first and nodes 1, 2 of the second: 2; 2 and 3 ways out.
+    # Of two layers, node 1 of the first and nodes 1, 2 of the second: 2; 2 and 3 outgoing edges.
     assert uniform["beta_entropy"] == pytest.approx((2 * math.log(2) + math.log(3)) / 3)
-    figures.history(rows, "unused.png", uniform)
+    figures.draw_history(rows, "unused.png", uniform)
     assert [axes.get_ylim()[0] for axes in drawn[0].axes] == [0] * 4
     (entropies,) = [axes for axes in drawn[0].axes if "entropy" in axes.get_title()]
     levels = [
@@ -213,13 +215,13 @@ def test_axes_start_at_zero_and_entropies_have_a_line_at_uniform(drawn):
 
 def test_history_has_no_empty_place(drawn):
     rows = [{**row, "learning_rate": 0.1} for row in ROWS]
-    figures.history(rows, "unused.png")
+    figures.draw_history(rows, "unused.png")
     axes = drawn[0].axes
     assert len(axes) == 3 and len({round(one.get_position().y0, 3) for one in axes}) == 1
 
 
 def test_history_falls_back_to_steps(drawn):
-    figures.history([{**row, "epoch": None} for row in ROWS], "unused.png")
+    figures.draw_history([{**row, "epoch": None} for row in ROWS], "unused.png")
     axes = drawn[0].axes[0]
     assert axes.get_xlabel() == "step"
     assert axes.get_lines()[0].get_xdata().tolist() == [10, 30, 40]
@@ -227,7 +229,7 @@ def test_history_falls_back_to_steps(drawn):
 
 @pytest.mark.parametrize(("rows", "panels"), [([], 0), (ROWS[:1], 2), ([{"step": 1}], 0)])
 def test_history_of_little(drawn, rows, panels):
-    figures.history(rows, "unused.png")
+    figures.draw_history(rows, "unused.png")
     assert len(drawn[0].axes) == panels
     names = [name for name, _ in text_boxes(drawn[0])]
     assert names.count("nothing reported yet") == (panels == 0)
@@ -235,9 +237,9 @@ def test_history_of_little(drawn, rows, panels):
 
 def test_files_are_png(tmp_path):
     made, beta = random_genotype(np.random.default_rng(0), 2, 1)
-    figures.network(made, tmp_path / "figures" / "network.png", beta)
-    figures.cell(made, str(tmp_path / "figures" / "cell.png"))
-    figures.history(ROWS, tmp_path / "figures" / "history.png")
+    figures.draw_network(made, tmp_path / "figures" / "network.png", beta)
+    figures.draw_cell(made, str(tmp_path / "figures" / "cell.png"))
+    figures.draw_history(ROWS, tmp_path / "figures" / "history.png")
     files = sorted((tmp_path / "figures").iterdir())
     assert [file.name for file in files] == ["cell.png", "history.png", "network.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in files)

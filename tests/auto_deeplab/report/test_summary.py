@@ -29,7 +29,7 @@ def said(size, updates=100, rows=(), **more):
     alpha, beta = probabilities(np.random.default_rng(1), size)
     genotype = decoding.decode(alpha, beta, search_space.OPERATIONS, BLOCKS)
     options = {"model_dir": "runs/a b", "data_dir": "data", "crop_size": [65, 97], **more}
-    return summary.of_search(
+    return summary.summarise_search(
         rows, genotype, seconds=125, learning_rate=0.03, updates=updates, **options
     )
 
@@ -49,14 +49,14 @@ def test_chance_is_what_noise_makes_of_logits():
         adam.apply([keras.ops.convert_to_tensor(rng.normal(size=[300, 8]).astype("float32"))])
     rows = np.asarray(keras.ops.softmax(logits))
     # Rows are centred: of 8 values, 7 are free.
-    expected = summary.chance(0.03, 100) * math.sqrt(7 / 8)
-    assert summary.spread(rows) == pytest.approx(expected, rel=0.1)
+    expected = summary.chance_spread(0.03, 100) * math.sqrt(7 / 8)
+    assert summary.logit_spread(rows) == pytest.approx(expected, rel=0.1)
 
 
 def test_spread_is_that_of_the_logits_around_their_row():
     logits = np.array([[0.0, 2.0], [5.0, 5.0]])  # 1, 1, 0, 0 from their means
     rows = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    assert summary.spread(rows) == pytest.approx(math.sqrt(0.5))
+    assert summary.logit_spread(rows) == pytest.approx(math.sqrt(0.5))
 
 
 def test_certainty_of_uniform_probabilities():
@@ -64,7 +64,7 @@ def test_certainty_of_uniform_probabilities():
     assert line(text, "alpha: entropy 100.0% of uniform;").endswith(
         "0.125 on average, uniform 0.125"
     )
-    # Three layers start from 1, 2 and 3 nodes, which have 2; 2 and 3; 2, 3 and 3 ways out.
+    # Three layers start from 1, 2 and 3 nodes, which have 2; 2 and 3; 2, 3 and 3 outgoing edges.
     share = (3 * 1 / 2 + 3 * 1 / 3) / 6
     assert line(text, "beta: entropy 100.0% of uniform;").endswith(f"{share:.3f}")
 
@@ -94,7 +94,7 @@ def test_the_next_commands_can_be_copied(monkeypatch):
     assert {"--model_dir=runs/a b_train", "--crop_size=65,97"} <= set(command)
     (flagfile,) = [word.partition("=")[2] for word in command if word.startswith("--flagfile=")]
     assert (CONFIGS / flagfile).is_file()  # where short names are found
-    text = summary.of_training([], seconds=1, model_dir="it's", data_dir="data")
+    text = summary.summarise_training([], seconds=1, model_dir="it's", data_dir="data")
     command = shlex.split(line(text, "next, all").partition(": ")[2])
     assert command[2:] == ["--mode=eval", "--data_dir=data", "--model_dir=it's"]
 

@@ -29,8 +29,8 @@ def all_paths(num_layers):
 
 
 def probability(beta, path):
-    moves = enumerate(itertools.pairwise((0, *path)))
-    return math.prod(beta[layer, a, b - a + 1] for layer, (a, b) in moves)
+    edges = enumerate(itertools.pairwise((0, *path)))
+    return math.prod(beta[layer, a, b - a + 1] for layer, (a, b) in edges)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 5, 6, 7])
@@ -72,7 +72,7 @@ def test_one_hot_beta_is_the_path():
 
 
 def test_the_best_path_is_not_the_greedy_one():
-    # The stem leaves for level 1 with 0.6, where the next move splits into thirds: 0.6 / 3 = 0.2.
+    # The stem leaves for level 1 with 0.6, where the next edge splits into thirds: 0.6 / 3 = 0.2.
     # Staying has 0.4 x 0.9 = 0.36.
     beta = np.zeros([2, 4, 3])
     beta[0, 0] = [0, 0.4, 0.6]

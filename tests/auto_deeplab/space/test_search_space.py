@@ -16,11 +16,11 @@ def brute_force_edges(num_layers):
     }
 
 
-def brute_force_paths(num_moves):
+def brute_force_paths(num_layers):
     """The walks over four levels, from level 0, of steps -1, 0, +1; there are 3^n candidates."""
     count = 0
-    for moves in itertools.product((-1, 0, 1), repeat=num_moves):
-        levels = list(itertools.accumulate(moves))
+    for steps in itertools.product((-1, 0, 1), repeat=num_layers):
+        levels = list(itertools.accumulate(steps))
         count += all(0 <= level <= 3 for level in levels)
     return count
 
@@ -40,8 +40,8 @@ def test_sizes_of_the_trellis():
 
 
 def test_number_of_paths():
-    for num_moves in range(1, 9):
-        assert search_space.count_paths(num_moves) == brute_force_paths(num_moves)
+    for num_layers in range(1, 9):
+        assert search_space.count_paths(num_layers) == brute_force_paths(num_layers)
     # On a path graph of 4 vertices with loops the walks from an end are Fibonacci numbers F(2n+1).
     assert search_space.count_paths(12) == 75025
     assert search_space.count_paths(11) == 28657  # the paper's 2.9 x 10^4

@@ -34,7 +34,8 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, differences, reading
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError
 from official.files import make_directory
 from official.paths import define_path
 from official.records import Description, read_description

@@ -25,7 +25,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(ROOT)
 
 from auto_deeplab.report import quickstart_page  # noqa: E402
-from official.errors import errors_in_one_line  # noqa: E402
+from official.command_line import errors_in_one_line  # noqa: E402
 from official.files import write_atomically  # noqa: E402
 from official.paths import path_argument  # noqa: E402
 from official.progress import duration  # noqa: E402

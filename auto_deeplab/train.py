@@ -23,7 +23,7 @@ if __name__ == "__main__":
     from absl import flags
 
     from auto_deeplab.modes import mode_flags
-    from official.errors import answer_help, errors_in_one_line
+    from official.command_line import answer_help, errors_in_one_line
     from official.quiet import import_tensorflow
 
     with errors_in_one_line():  # before TensorFlow takes its seconds
@@ -70,13 +70,14 @@ from official import (
     preprocessing,
     schedules,
 )
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError, explain
 from official.evaluation import Logits, class_table, split_evaluator, write_metrics
 from official.export import export
 from official.files import make_directory
 from official.flagfiles import located
 from official.prediction import picture_files, predict, split_images
-from official.records import Description, explain, read_description
+from official.records import Description, read_description
 from official.sizes import OWN_SIZE, Sizes
 from official.submission import Submission, new_submission
 from official.training_loop import Row, read_history, run
@@ -94,7 +95,7 @@ MEMORY_REMEDY = dict.fromkeys(NEEDED, "the images are too large for this device"
 
 
 def start_app() -> None:
-    """Runs the command line: see errors.run_app."""
+    """Runs the command line: see command_line.run_app."""
     run_app(main, help_text=partial(mode_flags.help_text, FLAGS), flagfile_directories=CONFIGS)
 
 

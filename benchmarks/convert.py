@@ -29,7 +29,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from benchmarks.input_pipeline import encoded, label, photo
-from official.errors import run_app
+from official.command_line import run_app
 from official.images import decode_image, decode_label
 from tfrecords_tools.convert import convert
 

@@ -27,7 +27,7 @@ from absl import flags
 from PIL import Image
 
 from official import input_pipeline
-from official.errors import run_app
+from official.command_line import run_app
 from official.images import decode_image, decode_label
 from official.records import Description, Split
 

@@ -48,7 +48,8 @@ from auto_deeplab.space import genotype
 from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, model_cost, optimizers
-from official.errors import UsageError, run_app
+from official.command_line import run_app
+from official.errors import UsageError
 from official.export import export
 from official.paths import define_path
 from official.training_step import mean_loss, minimize, pixels_of_all_replicas

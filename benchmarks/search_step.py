@@ -39,7 +39,7 @@ from auto_deeplab.space import search_space
 from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, model_cost, optimizers
-from official.errors import run_app
+from official.command_line import run_app
 
 SPACES = {"dense": search_space.OPERATIONS, "dil": search_space.DIL_OPERATIONS}
 CLASSES, VOID = 19, 255

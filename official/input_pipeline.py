@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from official import preprocessing
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, explain
 from official.images import decode_image, decode_jpeg_window, decode_label, is_jpeg
 from official.progress import Progress
-from official.records import Description, explain, index_records, parse_example, read_record
+from official.records import Description, index_records, parse_example, read_record
 
 _INT64_MAX = np.iinfo(np.int64).max
 

@@ -171,6 +171,6 @@ class Progress:
         if self._keep and not self._first and kind is None:
             took = duration(time.monotonic() - self._start)
             self._say(", ".join(filter(None, [f"{self._count()} in {took}", self._note()])))
-        if isinstance(error, Exception):  # for the line that tells of it: errors.run_app
+        if isinstance(error, Exception):  # for the line that tells of it: command_line.run_app
             total = "" if self._total is None else f" of {self._total}"
             error.add_note(f"{self._name}: {self._done}{total} {self._unit}")

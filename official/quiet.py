@@ -10,7 +10,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from official.errors import RunError, errors_in_one_line
+from official.command_line import errors_in_one_line
+from official.errors import RunError
 
 
 def import_tensorflow() -> None:

@@ -22,7 +22,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -262,15 +261,6 @@ def _measure(split: str, files: tuple[str, ...]) -> Split:
     if not sizes:
         raise RunError(f"{files[0]}: split {split!r} has no record")
     return Split(len(offsets), files, tuple(sorted((*size, n) for size, n in sizes.items())))
-
-
-def explain(error: tf.errors.OpError) -> str:
-    """What a TensorFlow error says in one line, without the names of its operations."""
-    about_the_graph = ("Graph execution error", "Detected at node", "File ", "<stack traces")
-    lines = [line.strip() for line in error.message.splitlines()]
-    text = " ".join(line for line in lines if not line.startswith(about_the_graph))
-    text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*|assertion failed:", " ", text)
-    return " ".join(text.split()).strip("[] ")
 
 
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:

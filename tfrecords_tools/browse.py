@@ -26,6 +26,7 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image, ImageDraw
 
+from official.command_line import run_app
 from official.drawing import (
     LEGEND_ROW,
     SWATCH,
@@ -36,7 +37,7 @@ from official.drawing import (
     font,
     text_width,
 )
-from official.errors import RunError, UsageError, run_app
+from official.errors import RunError, UsageError
 from official.files import make_directory, write_atomically
 from official.images import decode_image
 from official.input_pipeline import (

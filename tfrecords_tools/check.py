@@ -24,7 +24,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from official.errors import RunError, run_app
+from official.command_line import run_app
+from official.errors import RunError
 from official.files import make_directory
 from official.paths import define_path
 from official.records import Description

@@ -27,7 +27,8 @@ if __name__ == "__main__":
 import numpy as np
 from absl import flags
 
-from official.errors import RunError, run_app
+from official.command_line import run_app
+from official.errors import RunError
 from official.records import Description
 from tfrecords_tools import data_flags
 from tfrecords_tools.findings import Findings, read_split

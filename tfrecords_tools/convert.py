@@ -35,10 +35,11 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError, explain
 from official.paths import define_path
 from official.progress import Progress
-from official.records import IGNORE_LABEL, explain, metadata
+from official.records import IGNORE_LABEL, metadata
 from official.sizes import Sizes
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
 from tfrecords_tools.source import Pair, Source, encode_png, read_image

@@ -12,17 +12,10 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from official.errors import RunError
+from official.errors import RunError, explain
 from official.images import decode_image, decode_label
 from official.progress import Progress
-from official.records import (
-    Description,
-    Split,
-    explain,
-    index_records,
-    parse_example,
-    read_record,
-)
+from official.records import Description, Split, index_records, parse_example, read_record
 
 # Records that are read ahead of the slowest one; they stay in memory.
 AHEAD = 32

@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from official.errors import RunError
+from official.errors import RunError, explain
 from official.images import decode_image, orientation
-from official.records import explain
 
 # What Pillow raises for files that are no images, cut off or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -16,7 +16,8 @@ import tqdm
 from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError
 from official.paths import define_path
 from tfrecords_tools.toy_street import CIRCLE, SIDEWALK, TERRAIN, Street
 

@@ -9,7 +9,8 @@ from auto_deeplab.modes import flag_definitions
 from auto_deeplab.modes.flag_definitions import CONFIGS, DEFAULTS, MODES, NEEDED, USED
 from auto_deeplab.runs.run_record import FLAGS_FILE
 from official import command_help
-from official.errors import TRACEBACK, UsageError
+from official.command_line import TRACEBACK
+from official.errors import UsageError
 from official.flagfiles import Located
 
 COMMAND = "python auto_deeplab/train.py"

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -31,6 +30,7 @@ from absl import flags
 from benchmarks.input_pipeline import encoded, label, photo
 from official.command_line import run_app
 from official.images import decode_image, decode_label
+from official.parallel import map_in_order
 from tfrecords_tools.convert import convert
 
 # Different files per shape; the others are copies of them.
@@ -93,8 +93,8 @@ def read_and_decode(paths: list[tuple[Path, Path]]) -> None:
         decode_image(pair[0].read_bytes())
         decode_label(pair[1].read_bytes(), "")
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(one, paths))
+    for _ in map_in_order(one, paths):
+        pass
 
 
 def seconds(function: Callable[..., object], *arguments: object) -> float:

@@ -3,7 +3,6 @@
 They are called <split>-00000-of-00004.tfrecord, and nothing beside them says what they hold.
 """
 
-import io
 import mmap
 import os
 import re
@@ -12,9 +11,9 @@ from collections.abc import Collection, Iterator
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from PIL import Image
 
 from official.errors import RunError
+from official.images import read_size
 
 # No dot in a split's name: <dataset>-<split>.tfrecord-00000-of-00001 is tensorflow-datasets' way.
 _SHARD = re.compile(r"(?P<split>[^.]+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.tfrecords?)?")
@@ -82,11 +81,7 @@ def image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]
     image = _features(data, start, end, ("image/encoded",)).get("image/encoded")
     if image is None or len(image.bytes_list.value) != 1:
         raise ValueError("there is no image/encoded")
-    try:
-        with Image.open(io.BytesIO(image.bytes_list.value[0])) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"its image cannot be read: {error}") from error
+    return read_size(image.bytes_list.value[0])
 
 
 def _features(

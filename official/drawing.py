@@ -1,6 +1,5 @@
 """Pictures of label maps: colours over an image, legends, and marks for what has no class."""
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,10 +125,3 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def text_width(text_font: ImageFont.FreeTypeFont, text: str) -> int:
     """Width of a line of text in pixels."""
     return round(text_font.getlength(text))
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "png")
-    return stream.getvalue()

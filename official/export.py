@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.evaluation import class_logits
-from official.files import make_directory
+from official.files import make_directory, write_directory_atomically
 from official.images import decode_image
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
@@ -59,24 +59,21 @@ def export(
     root = make_directory(export_dir)
     versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
     target = root / str(1 + max(versions, default=0))
-    try:
-        # Serving watches for names that are numbers, so it never sees the temporary directory.
-        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as temporary:
-            assets = _write_assets(Path(temporary), class_names, palette)
-            # One directory deeper, because the temporary one may be read by its owner only.
-            unfinished = Path(temporary, target.name)
-            served = _Served(model, len(class_names), probabilities, sizes, assets)
-            tf.saved_model.save(
-                served,
-                str(unfinished),
-                signatures={
-                    "serving_default": served.serve_images,
-                    "serve_bytes": served.serve_bytes,
-                },
-            )
-            unfinished.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot write the SavedModel in {root}: {error.strerror}") from None
+    # Serving watches for names that are numbers, so it never sees the directory before it is whole.
+    with (
+        write_directory_atomically(target, "--export_dir") as directory,
+        tempfile.TemporaryDirectory() as words,
+    ):
+        assets = _write_assets(Path(words), class_names, palette)  # TensorFlow copies them
+        served = _Served(model, len(class_names), probabilities, sizes, assets)
+        tf.saved_model.save(
+            served,
+            str(directory),
+            signatures={
+                "serving_default": served.serve_images,
+                "serve_bytes": served.serve_bytes,
+            },
+        )
     return target
 
 

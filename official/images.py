@@ -1,4 +1,4 @@
-"""The one decoder: whatever reads an image file or a label map sees the pixels that this gives.
+"""Image files: the one decoder, whose pixels whatever reads one sees, and the one encoder.
 
 Converter, training, evaluation, prediction and the exported network decode with these TensorFlow
 operations:
@@ -12,6 +12,8 @@ operations:
 
 Colour profiles change nothing. Neither does a camera's rotation mark (EXIF orientation): pixels are
 taken as the file stores them.
+
+What is written are PNGs, by Pillow.
 """
 
 import io
@@ -113,6 +115,26 @@ def orientation(file: bytes) -> int:
     except Exception:  # Pillow raises many kinds for damaged EXIF, by which nobody turns an image
         return 1
     return found if found in range(1, 9) else 1
+
+
+def read_size(file: bytes) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG file, from its header.
+
+    Raises:
+        ValueError: it is damaged, or no image.
+    """
+    try:
+        with Image.open(io.BytesIO(file)) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its image cannot be read: {error}") from error
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file with these pixels."""
+    stream = io.BytesIO()
+    image.save(stream, "png")
+    return stream.getvalue()
 
 
 def _begins(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:

@@ -13,11 +13,11 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from official.drawing import Palette, draw_legend, draw_overlay, encode_png
+from official.drawing import Palette, draw_legend, draw_overlay
 from official.errors import RunError, explain
 from official.evaluation import Logits, class_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
-from official.images import SUFFIXES, decode_image, orientation
+from official.images import SUFFIXES, decode_image, encode_png, orientation
 from official.input_pipeline import data_error, eval_images
 from official.progress import Progress
 from official.records import Description, parse_example

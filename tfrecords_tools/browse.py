@@ -33,13 +33,12 @@ from official.drawing import (
     checkerboard,
     draw_legend,
     draw_overlay,
-    encode_png,
     font,
     text_width,
 )
 from official.errors import RunError, UsageError
 from official.files import make_directory, write_atomically
-from official.images import decode_image
+from official.images import decode_image, encode_png
 from official.input_pipeline import (
     check_crop_size,
     data_error,

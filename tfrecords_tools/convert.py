@@ -9,19 +9,16 @@ takes.
 import collections
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import io
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     from official.quiet import import_tensorflow
@@ -37,12 +34,15 @@ from tqdm import tqdm
 
 from official.command_line import run_app
 from official.errors import RunError, UsageError, explain
+from official.files import check_new_directory, write_directory_atomically
+from official.images import encode_png
+from official.parallel import map_in_order
 from official.paths import define_path
 from official.progress import Progress
 from official.records import IGNORE_LABEL, metadata
 from official.sizes import Sizes
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
-from tfrecords_tools.source import Pair, Source, encode_png, read_image
+from tfrecords_tools.source import Pair, Source, read_image
 
 # To add a dataset, write a module like cityscapes.py and name its `open_source` here.
 SOURCES: dict[str, Callable[[Path], Source]] = {
@@ -56,8 +56,8 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 
 # Source files per shard, in bytes; tensorflow-datasets holds one shard's examples in memory.
 SHARD_BYTES = 128 * 2**20
-# Images that are prepared ahead of the one that is written.
-AHEAD = 32
+# The flag that names the directory to make.
+FLAG = "--output_dir"
 
 
 @dataclasses.dataclass
@@ -196,14 +196,12 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
 
     def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         tally = self.tallies[split]
-        make = partial(make_record, source=self._source, sizes=self._sizes)
-        with contextlib.closing(in_order(make, pairs)) as all_made:
-            for pair, made in all_made:
+        make = partial(_try_to_make_record, source=self._source, sizes=self._sizes)
+        with contextlib.closing(map_in_order(make, pairs)) as all_made:
+            for pair, record in zip(pairs, all_made, strict=True):
                 self._progress.advance()
-                try:
-                    record = made.result()
-                except RunError as error:
-                    self._skip(tally, pair, error)
+                if isinstance(record, RunError):
+                    self._skip(tally, pair, record)
                     continue
                 if record is None:
                     tally.left_out += 1
@@ -237,20 +235,12 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         tqdm.write(f"skipped: {error}", file=sys.stderr)
 
 
-def in_order(
-    function: Callable[[Pair], Record | None], pairs: Iterable[Pair]
-) -> Generator[tuple[Pair, "Future[Record | None]"], None, None]:
-    """Calls function(pair) in threads, at most AHEAD pairs ahead; gives the results in order."""
-    waiting: collections.deque[tuple[Pair, Future[Record | None]]] = collections.deque()
-    pool = ThreadPoolExecutor()
+def _try_to_make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | RunError | None:
+    """`make_record` that returns its error: the pairs after a bad one are still wanted."""
     try:
-        for pair in pairs:
-            waiting.append((pair, pool.submit(function, pair)))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
-        yield from waiting
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return make_record(pair, source, sizes)
+    except RunError as error:
+        return error
 
 
 def shards(pairs: list[Pair]) -> list[list[Pair]]:
@@ -280,8 +270,7 @@ def convert(
 ) -> None:
     """Converts dataset `name` in `source_dir` to records in `output_dir`.
 
-    Everything is written to a directory beside `output_dir` that takes its name when it is
-    complete, so `output_dir` is never half a dataset.
+    `output_dir` is never half a dataset: see files.write_directory_atomically.
 
     Args:
       name: one of SOURCES.
@@ -329,20 +318,22 @@ def convert(
     sizes = Sizes(resize_factor, max_side)
     try:
         with (
-            _unfinished(target) as directory,
+            write_directory_atomically(target, FLAG) as directory,
             Progress("convert", sum(map(len, source.splits.values()))) as progress,
         ):
-            builder = RecordBuilder(name, source, sizes, skip_bad_files, str(directory), progress)
+            work = directory / "work"
+            builder = RecordBuilder(name, source, sizes, skip_bad_files, str(work), progress)
             with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
                 builder.download_and_prepare()
             for split, tally in builder.tallies.items():
                 if not tally.sizes:
                     raise RunError(f"{split}: every image was left out; nothing was written")
-            os.replace(builder.data_dir, target)
-    except OSError as error:
-        raise _cannot_write(target, str(error)) from error
+            # tensorflow-datasets writes into NAME/VERSION, and has a folder for downloads.
+            for path in Path(builder.data_dir).iterdir():
+                path.rename(directory / path.name)
+            shutil.rmtree(work)
     except tf.errors.OpError as error:  # what TensorFlow's writer of records raises
-        raise _cannot_write(target, explain(error)) from error
+        raise RunError(f"cannot write {target}: {explain(error)}") from error
     _report(builder)
     print(f"wrote {output_dir}")
 
@@ -410,88 +401,10 @@ def _report(builder: RecordBuilder) -> None:
         print(f"{len(bad)} bad file(s) were skipped:", *bad, sep="\n  ")
 
 
-@contextlib.contextmanager
-def _unfinished(target: Path) -> Iterator[Path]:
-    """An empty directory beside `target` for this process alone, removed in the end.
-
-    A lock shows whether it is in use: the system takes it away with the process, even a killed one.
-
-    Raises:
-      RunError: another process is converting to `target`, or has just done so.
-    """
-    directory = target.with_name(f".{target.name}.unfinished")
-    lock_file = directory / "lock"
-
-    def contents() -> list[Path]:
-        return [path for path in directory.iterdir() if path != lock_file]
-
-    with contextlib.ExitStack() as stack:
-        held = None
-        while held is None:
-            directory.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # its owner is just removing it
-                file = stack.enter_context(open(lock_file, "w"))
-                locked = _lock(file, target)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_file)):
-                    held = locked
-        if contents() and not held:
-            raise RunError(
-                f"{directory} is from an interrupted conversion or from one that is running, and "
-                "its file system has no locks to tell: remove it if none is running"
-            )
-        try:
-            _check_target(target)
-            if contents():
-                print(f"removing {directory}, which an interrupted conversion left")
-            for path in contents():
-                shutil.rmtree(path)
-            yield directory
-        finally:
-            # The lock goes last, so that nobody else begins in a directory that is being removed.
-            with contextlib.suppress(OSError):
-                for path in contents():
-                    shutil.rmtree(path, ignore_errors=True)
-                lock_file.unlink()
-                directory.rmdir()
-
-
-def _lock(file: IO[str], target: Path) -> bool:
-    """Locks an open file; False if its file system has no locks.
-
-    Raises:
-      RunError: another process has locked it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(f"another process is converting to {target}: wait for it") from None
-    except OSError:  # some network file systems
-        return False
-    return True
-
-
-def _cannot_write(target: Path, problem: str) -> RunError:
-    # TensorFlow passes on the system's words and not its number.
-    if any(os.strerror(number) in problem for number in (errno.ENOSPC, errno.EDQUOT)):
-        return RunError(
-            f"no space is left for {target} ({problem}): nothing was kept; make room or choose "
-            "another --output_dir"
-        )
-    return RunError(f"cannot write {target}: {problem}")
-
-
 def _check_target(target: Path) -> None:
     if (target / "dataset_info.json").exists():
-        raise RunError(
-            f"{target} already holds a dataset: remove it or choose another --output_dir"
-        )
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RunError(
-            f"{target} exists and is not an empty directory: choose another --output_dir"
-        )
-    if os.path.ismount(target):
-        # The finished directory takes its name by a rename, which a volume's root cannot have.
-        raise RunError(f"{target} is a mount point: choose a directory in it as --output_dir")
+        raise RunError(f"{target} already holds a dataset: remove it or choose another {FLAG}")
+    check_new_directory(target, FLAG)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Reads every record of a split: which labels and sizes it holds, and what is wrong with it."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,11 +13,9 @@ import tensorflow as tf
 
 from official.errors import RunError, explain
 from official.images import decode_image, decode_label
+from official.parallel import map_in_order
 from official.progress import Progress
 from official.records import Description, Split, index_records, parse_example, read_record
-
-# Records that are read ahead of the slowest one; they stay in memory.
-AHEAD = 32
 
 
 @dataclasses.dataclass
@@ -77,8 +74,11 @@ def read_split(
     """
     findings, unlabelled = Findings(), []
     look = partial(_look, description=description, labels_only=labels_only)
-    with Progress(f"read {name}", split.num_examples) as progress:
-        for record in _in_parallel(look, _records(split, findings)):
+    with (
+        Progress(f"read {name}", split.num_examples) as progress,
+        contextlib.closing(map_in_order(look, _records(split, findings))) as records,
+    ):
+        for record in records:
             findings.records += 1
             findings.pixels += record.counts
             findings.images += record.counts > 0
@@ -197,18 +197,3 @@ def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
                     yield read_record(tf.constant(file), tf.constant(offset))
                 except tf.errors.DataLossError as error:
                     findings.errors.append(f"{file}: record {number} of it: {explain(error)}")
-
-
-def _in_parallel(
-    look: Callable[[tf.Tensor], _Record], records: Iterable[tf.Tensor]
-) -> Iterator[_Record]:
-    """look(record) for each, in their order; `AHEAD` of them are under way."""
-    # Decoding and hashing let go of Python's lock, so threads use all cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: collections.deque[Future[_Record]] = collections.deque()
-        for record in records:
-            waiting.append(pool.submit(look, record))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

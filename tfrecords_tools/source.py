@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from official.errors import RunError, explain
-from official.images import decode_image, orientation
+from official.images import decode_image, encode_png, orientation
 
 # What Pillow raises for files that are no images, cut off or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -227,13 +227,6 @@ def read_image(
         file,
         image,
     )
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """Encodes as a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:

@@ -7,7 +7,6 @@ say little about a pixel's class; shape, texture and context say it.
 
 import math
 import pathlib
-import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -17,7 +16,8 @@ from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
 from official.command_line import run_app
-from official.errors import RunError, UsageError
+from official.errors import UsageError
+from official.files import write_directory_atomically
 from official.paths import define_path
 from tfrecords_tools.toy_street import CIRCLE, SIDEWALK, TERRAIN, Street
 
@@ -250,27 +250,12 @@ def write_dataset(
     Raises:
       RunError: output_dir is not empty, or something could not be written; then nothing is there.
     """
-    target = pathlib.Path(output_dir).absolute()
-    # It takes the target's name when it is complete; what a killed run has left is removed.
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise RunError(
-                f"{target} exists and is not an empty directory: choose another --output_dir"
-            )
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with write_directory_atomically(output_dir, "--output_dir") as directory:
         for split, count in (("train", num_train), ("val", num_val)):
             for index in tqdm.trange(count, desc=split, unit="scene", disable=None):
                 image, labels = paint_scene(seed, split, index, size)
-                _save(image, unfinished / "leftImg8bit" / split, index, "leftImg8bit")
-                _save(labels, unfinished / "gtFine" / split, index, "gtFine_labelIds")
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                _save(image, directory / "leftImg8bit" / split, index, "leftImg8bit")
+                _save(labels, directory / "gtFine" / split, index, "gtFine_labelIds")
     print(f"wrote {num_train} training and {num_val} validation scenes to {output_dir}")
 
 

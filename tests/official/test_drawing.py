@@ -1,8 +1,5 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from official.drawing import (
     LEGEND_ROW,
@@ -12,7 +9,6 @@ from official.drawing import (
     checkerboard,
     draw_legend,
     draw_overlay,
-    encode_png,
 )
 
 PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
@@ -116,8 +112,3 @@ def test_checkerboard():
     assert board.shape == (16, 24, 3) and board.dtype == np.uint8
     assert board[::8, ::8, 0].tolist() == [[215, 255, 215], [255, 215, 255]]
     assert (board[:8, :8] == 215).all()
-
-
-def test_png():
-    image = Image.fromarray(checkerboard((5, 6)))
-    np.testing.assert_array_equal(Image.open(io.BytesIO(encode_png(image))), image)

@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,7 @@ from tests.miniature import SIZE, change_records, set_label, write_cityscapes, w
 from tfrecords_tools import data_flags
 from tfrecords_tools.check import check, default_figure, repeated, report
 from tfrecords_tools.convert import convert
-from tfrecords_tools.findings import Findings, _in_parallel, ranges, read_split
+from tfrecords_tools.findings import Findings, ranges, read_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,14 +61,6 @@ def test_counts_and_shares(tmp_path):
     assert lines[2 + 13].split() == ["13", "car", "30", "21.43%", "1"]
     assert lines[2 + 19].split() == ["255", "void", "20", "12.50%", "1"]
     assert lines[-1].startswith("  never seen: sidewalk, building, ") and "car" not in lines[-1]
-
-
-def test_records_keep_their_order_on_several_cores():
-    def slow(i):
-        time.sleep(i % 3 / 1000)
-        return i
-
-    assert list(_in_parallel(slow, range(100))) == list(range(100))
 
 
 def test_void_may_be_the_number_of_a_class():

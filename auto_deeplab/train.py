@@ -545,7 +545,8 @@ def check_training_data(
         )
     options = stream_options()
     input_pipeline.check_crop_size(
-        description, FLAGS.train_split, options["crop_size"], options["scales"]
+        *(description, FLAGS.train_split),
+        *(options[name] for name in ("crop_size", "scales", "resize_longer_side")),
     )
     description.split(FLAGS.eval_split)
 
@@ -985,6 +986,7 @@ def stream_options() -> dict[str, Any]:
         "scales": preprocessing.RANDOM_SCALES if FLAGS.random_scale else (1.0,),
         "random_crop": FLAGS.random_crop,
         "flip": FLAGS.random_flip,
+        "resize_longer_side": FLAGS.resize_longer_side,
         "cache": FLAGS.cache_data,
     }
 

@@ -63,18 +63,32 @@ def split_halves(num_records: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_crop_size(
-    description: Description, split: str, crop_size: tuple[int, int], scales: Sequence[float]
+    description: Description,
+    split: str,
+    crop_size: tuple[int, int],
+    scales: Sequence[float],
+    resize_longer_side: int | None = None,
 ) -> None:
-    """Raises UsageError if no image of the split fills the crop, even at the largest scale."""
+    """Raises UsageError if no image of the split fills the crop, even at the largest scale.
+
+    Args:
+        description: the data directory's description.
+        split: name of the split.
+        crop_size, scales, resize_longer_side: as those of `preprocessing.crop_positions`.
+    """
     largest = max(scales)
     sides = np.array([size[:2] for size in description.split(split).sizes])
+    resizing = ""
+    if resize_longer_side is not None:
+        sides = preprocessing.fit_longer_side(sides, resize_longer_side)
+        resizing = f" after --resize_longer_side={resize_longer_side}"
     sides = preprocessing.scaled_side(sides, largest).numpy()
     if not np.any(np.all(sides >= crop_size, axis=1)):
         height, width = sides[np.argmax(sides.min(axis=1))]
         raise UsageError(
             f"--crop_size={crop_size[0]},{crop_size[1]} is larger than every image of split "
-            f"{split!r} of {description.data_dir}, even at the largest scale {largest:g} (the "
-            f"largest is {height} x {width} then): choose a smaller crop"
+            f"{split!r} of {description.data_dir}{resizing}, even at the largest scale {largest:g} "
+            f"(the largest is {height} x {width} then): choose a smaller crop"
         )
 
 
@@ -88,6 +102,7 @@ def train_batches(
     scales: Sequence[float],
     random_crop: bool,
     flip: bool,
+    resize_longer_side: int | None = None,
     records: np.ndarray | None = None,
     stream: int = 0,
     start_step: int = 0,
@@ -108,6 +123,8 @@ def train_batches(
       scales: scale factors to choose from; see `preprocessing.crop_positions`.
       random_crop: whether to crop anywhere, not in the middle.
       flip: whether to mirror at random.
+      resize_longer_side: the longer side of every image before it is scaled, or None; see
+        `preprocessing.crop_positions`.
       records: int64 [n], numbers of the records to use; None for all.
       stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
       start_step: the global step whose batch comes first.
@@ -154,6 +171,7 @@ def train_batches(
                 scales=scales,
                 random_crop=random_crop,
                 flip=flip,
+                resize_longer_side=resize_longer_side,
             )
 
         image, label = read_crop(chosen_tensor[record], positions)

@@ -1,10 +1,10 @@
-"""Paired augmentation of an image and its label map: random scale, pad, random crop, random flip.
+"""Paired augmentation of an image and its label map: resize, scale, pad, crop, flip.
 
 Everything random is drawn from one stateless seed, so an example looks the same wherever and
 whenever it is made.
 
-Scaling, cropping and flipping only choose, for every row and column of the crop, the row and column
-of the source that it shows: `crop_positions` draws them, before anything is decoded, and
+Resizing, scaling, cropping and flipping only choose, for every row and column of the crop, the row
+and column of the source that it shows: `crop_positions` draws them, before anything is decoded, and
 `sample_image` and `sample_label` look there. They are computed in integers on the aligned-corner
 grid: the image interpolates between the two neighbours of a position and the label takes the nearer
 one. So both follow one grid exactly, and pixels that the crop does not show are never computed.
@@ -53,6 +53,24 @@ class Positions(NamedTuple):
 def scaled_side(side: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """`side` pixels scaled: the nearest integer (halves to even), at least 1; int64."""
     return tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * scale), tf.int64), 1)
+
+
+def fit_longer_side(size: tf.Tensor, longer_side: int) -> tf.Tensor:
+    """The size to which an image is resized so that its longer side has `longer_side` pixels.
+
+    The other side is the nearest integer to its share (halves up, computed in integers), at least
+    1. Small images are enlarged.
+
+    Args:
+        size: integers [..., 2] >= 1, height and width.
+        longer_side: >= 1.
+
+    Returns:
+        int64 [..., 2].
+    """
+    size = tf.cast(size, tf.int64)
+    longer = tf.reduce_max(size, axis=-1, keepdims=True)
+    return tf.maximum((2 * size * longer_side + longer) // (2 * longer), 1)
 
 
 def source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> Positions:
@@ -128,28 +146,38 @@ def crop_positions(
     scales: Sequence[float],
     random_crop: bool,
     flip: bool,
+    resize_longer_side: int | None = None,
 ) -> tuple[Positions, Positions]:
-    """Which rows and columns of the source a crop shows; no pixel is needed for that.
+    """Finds which rows and columns of the source a crop shows; no pixel is needed for that.
 
-    One of `scales` is chosen uniformly (DeepLab's training: 0.5, 0.75, ..., 2.0). A scaled image
-    smaller than the crop is padded at the bottom and right, image with 127.5 and label with void.
-    The crop's place and, with probability 1/2, the flip follow.
+    First every image is resized as `resize_longer_side` says. Then it is scaled by one of `scales`,
+    chosen uniformly (DeepLab's training: 0.5, 0.75, ..., 2.0). A scaled image smaller than the crop
+    is padded at the bottom and right, image with 127.5 and label with void. The crop's place and,
+    with probability 1/2, the flip follow.
+
+    Resizing and scaling are one step from the source, so nothing is interpolated twice. It is where
+    the two steps would lead: with aligned corners, pixel p of H2 pixels lies at p (H1 - 1) /
+    (H2 - 1) of the H1 resized ones, and that at p (H - 1) / (H2 - 1) of the source's H. The sides
+    alone are rounded twice, as in two steps: H to H1 by `fit_longer_side`, H1 to H2 by
+    `scaled_side`.
 
     Args:
-      size: int64 [2], the source's height and width.
-      seed: int32 or int64 [2]; equal seeds give equal results.
-      crop_size: (height, width) of the result.
-      scales: scale factors > 0; (1.0,) leaves sizes alone.
-      random_crop: False takes the middle of the scaled image (the pixel above or left of it, if the
-        rest is odd).
-      flip: whether to mirror left and right at random.
+        size: int64 [2], the source's height and width.
+        seed: int32 or int64 [2]; equal seeds give equal results.
+        crop_size: (height, width) of the result.
+        scales: scale factors > 0; (1.0,) leaves sizes alone.
+        random_crop: False takes the middle of the scaled image (the pixel above or left of it, if
+            the rest is odd).
+        flip: whether to mirror left and right at random.
+        resize_longer_side: the pixels to which the longer side of every image is resized before
+            it is scaled, >= 1; None leaves images as they are.
     """
+    resized = size if resize_longer_side is None else fit_longer_side(size, resize_longer_side)
     draws = tf.random.stateless_uniform([4], seed)
     scale = tf.gather(tf.constant(scales, tf.float32), tf.cast(draws[0] * len(scales), tf.int32))
     axes = []
     for axis, crop in enumerate(crop_size):
-        side = size[axis]
-        scaled = scaled_side(side, scale)
+        scaled = scaled_side(resized[axis], scale)
         rest = tf.maximum(scaled - crop, 0)
         start = rest // 2
         if random_crop:
@@ -157,7 +185,7 @@ def crop_positions(
         places = start + tf.range(crop, dtype=tf.int64)
         if axis == 1 and flip:
             places = tf.where(draws[3] < 0.5, places[::-1], places)
-        axes.append(source_positions(side, scaled, places))
+        axes.append(source_positions(size[axis], scaled, places))
     rows, columns = axes
     return rows, columns
 

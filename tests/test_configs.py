@@ -146,6 +146,8 @@ def test_the_other_trainings_of_the_tables(config, expected):
         assert values.drop_path_keep_prob == keep and values.train_split == split
         assert (values.learning_rate, values.batch_size) == (0.05, 16)
         assert (values.weight_decay, values.batch_norm_decay) == (4e-5, 0.9997)
+        # Sec. 5.2.3: of ADE20K alone, and in training alone.
+        assert values.resize_longer_side == (513 if "ade20k" in config else None)
 
 
 def test_multi_scale_evaluation():

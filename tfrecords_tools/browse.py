@@ -105,15 +105,26 @@ def stored(description: Description, split: str, count: int, seed: int) -> Itera
 
 
 def augmented(
-    description: Description, split: str, count: int, seed: int, crop_size: tuple[int, int]
+    description: Description,
+    split: str,
+    count: int,
+    seed: int,
+    crop_size: tuple[int, int],
+    resize_longer_side: int | None,
 ) -> Iterator[Example]:
     """The first `count` examples that a training with this seed is fed.
+
+    Args:
+        description: of the dataset.
+        split: one of its splits.
+        count: how many.
+        seed, crop_size, resize_longer_side: the training's.
 
     Raises:
       UsageError: no image fills the crop.
       RunError: a record cannot be used.
     """
-    check_crop_size(description, split, crop_size, RANDOM_SCALES)
+    check_crop_size(description, split, crop_size, RANDOM_SCALES, resize_longer_side)
     numbers, read = record_reader(description, split)
     batches = train_batches(
         description,
@@ -124,6 +135,7 @@ def augmented(
         scales=RANDOM_SCALES,
         random_crop=True,
         flip=True,
+        resize_longer_side=resize_longer_side,
     )
     try:
         for batch in batches.take(count):
@@ -178,6 +190,7 @@ def browse(
     images: int = 12,
     seed: int = 0,
     crop_size: tuple[int, int] | None = None,
+    resize_longer_side: int | None = None,
 ) -> None:
     """Writes the sheet.
 
@@ -188,6 +201,8 @@ def browse(
       images: how many images to show, at most all.
       seed: chooses them, and their augmentation.
       crop_size: (height, width) of the training crops to show; None for the images as they are.
+      resize_longer_side: the longer side of images before they are scaled and cropped; None leaves
+        them as they are. See `preprocessing.crop_positions`.
 
     Raises:
       UsageError: no image fills the crop.
@@ -200,7 +215,7 @@ def browse(
         examples = stored(description, split, count, seed)
         title += f"{count} of {total:,} images"
     else:
-        examples = augmented(description, split, count, seed, crop_size)
+        examples = augmented(description, split, count, seed, crop_size, resize_longer_side)
         title += f"training crops of {crop_size[0]} x {crop_size[1]} pixels, seed {seed}"
     found = []
     with Progress("browse", count) as progress:
@@ -217,6 +232,8 @@ def main() -> None:
     values = flags.FLAGS
     if values.crop_size and not values.augmented:
         raise UsageError("--crop_size is the size of the crops of --augmented: give both")
+    if values.resize_longer_side and not values.augmented:
+        raise UsageError("--resize_longer_side is a part of --augmented: give both")
     crop_size = None
     if values.augmented:
         crop_size = _crop_size(values.crop_size or ["321"])
@@ -227,6 +244,7 @@ def main() -> None:
         images=values.images,
         seed=values.seed,
         crop_size=crop_size,
+        resize_longer_side=values.resize_longer_side,
     )
 
 
@@ -302,4 +320,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seed", 0, "chooses them", lower_bound=0, upper_bound=2**31 - 1)
     flags.DEFINE_bool("augmented", False, "show what training is fed")
     flags.DEFINE_list("crop_size", None, "with --augmented: height,width or one side. Default: 321")
+    flags.DEFINE_integer(
+        "resize_longer_side", None, "with --augmented: the longer side of images first", 1
+    )
     run_app(main)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from official import input_pipeline
 from official.errors import RunError, UsageError
+from official.images import decode_image
 from official.input_pipeline import (
     check_crop_size,
     distributed_batches,
@@ -16,7 +17,9 @@ from official.input_pipeline import (
     split_halves,
     train_batches,
 )
+from official.preprocessing import fit_longer_side
 from official.records import Description, Split, read_description
+from official.resizing import resize_bilinear
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
@@ -258,6 +261,12 @@ def test_crop_that_no_image_fills(tmp_path):
             check_crop_size(description, "train", crop, (0.5, 2.0))
     with pytest.raises(UsageError, match="--crop_size=80,144"):
         check_crop_size(description, "train", (80, 144), (1.0,))
+    # With the longer side at 144 they are 80 x 144 and 144 x 120; at scale 0.5, 40 x 72, 72 x 60.
+    for crop in ((80, 144), (144, 120)):
+        check_crop_size(description, "train", crop, (0.5, 1.0), 144)
+    for crop, scales in (((81, 144), (1.0,)), ((40, 73), (0.5,))):
+        with pytest.raises(UsageError, match=f"={crop[0]},.*after --resize_longer_side=144, even"):
+            check_crop_size(description, "train", crop, scales, 144)
 
 
 def encoded_jpeg(image, **options):
@@ -321,10 +330,42 @@ def many_crops(description, count, **options):
     return list(batches.take(count).as_numpy_iterator())
 
 
+@pytest.mark.parametrize("longer", [80, 333])
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_pipeline_resizes_every_image(of_all_kinds, longer, cache):
+    # The images' longer sides are 64 to 160. The whole image, resized, and the middle of it.
+    description, images = of_all_kinds
+    batches = train_batches(
+        *(description, "train"),
+        seed=0,
+        batch_size=1,
+        crop_size=(21, 25),
+        scales=(1.0,),
+        random_crop=False,
+        flip=False,
+        resize_longer_side=longer,
+        cache=cache,
+    )
+    expected = []
+    for encoded in images:
+        image = decode_image(tf.constant(encoded))
+        size = fit_longer_side(tf.shape(image)[:2], longer).numpy().tolist()
+        whole = resize_bilinear(tf.cast(image, tf.float32)[None], tuple(size))[0].numpy()
+        top, left = (size[0] - 21) // 2, (size[1] - 25) // 2
+        expected.append(whole[top : top + 21, left : left + 25])
+    found = [batch["image"][0] for batch in batches.take(len(images)).as_numpy_iterator()]
+    for crop in found:
+        distances = [np.abs(crop - other).max() for other in expected]
+        assert sorted(distances)[0] < 2e-3 < 1 < sorted(distances)[1]
+
+
 def test_images_in_memory_give_the_same_batches(of_all_kinds):
     # Memory holds whole images; from files, only the window of a JPEG is decoded.
     description, _ = of_all_kinds
-    for options in ({}, {"records": np.array([4, 1, 5])}, {"start_step": 7}):
+    for options in (
+        *({}, {"records": np.array([4, 1, 5])}, {"start_step": 7}),
+        *({"resize_longer_side": 70}, {"resize_longer_side": 200}),
+    ):
         plain = many_crops(description, 100, **options)
         cached = many_crops(description, 100, cache=True, **options)
         for one, other in zip(plain, cached, strict=True):

@@ -421,8 +421,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "max_side",
         None,
-        "images whose longer side is longer are resized to it (ADE20K: 513); the others keep their "
-        "files",
+        "for small disks: images of all splits, also of those to evaluate on, whose longer side is "
+        "longer are shrunk to it; the others keep their files",
     )
     flags.DEFINE_integer(
         "skip_bad_files",

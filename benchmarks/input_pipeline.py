@@ -33,7 +33,7 @@ from official.records import Description, Split
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 # name -> (format, height, width, crop, longer side to which images are resized first): Cityscapes
-# in full for the retraining and at half size for the search, PASCAL VOC, and small images of ADE20K.
+# in full for the retraining and at half size for the search, VOC, small images of ADE20K.
 SHAPES = {
     "PNG 1024 x 2048, crop 769": ("png", 1024, 2048, 769, None),
     "PNG 512 x 1024, crop 321": ("png", 512, 1024, 321, None),

@@ -17,8 +17,8 @@ def decay_at(decay: float, step: tf.Tensor) -> tf.Tensor:
     ExponentialMovingAverage.
 
     Args:
-      decay: in [0, 1).
-      step: integer scalar, the number of steps made before.
+        decay: in [0, 1).
+        step: integer scalar, the number of steps made before.
     """
     t = tf.cast(step, tf.float32)
     return tf.minimum(decay, (1.0 + t) / (10.0 + t))
@@ -28,8 +28,8 @@ def start(averages: Sequence[Any], variables: Sequence[Any]) -> None:
     """Begins the averages at the variables' values; call it outside replica functions.
 
     Args:
-      averages: Keras variables, with the same paths in the same order as `variables`.
-      variables: what is trained.
+        averages: Keras variables, with the same paths in the same order as `variables`.
+        variables: what is trained.
     """
     for average, variable in _pairs(averages, variables):
         average.assign(tf.convert_to_tensor(variable))
@@ -46,9 +46,9 @@ def update(
     Every device blends its own copies, so none have to be sent.
 
     Args:
-      averages, variables: as those of `start`, made in the strategy's scope.
-      decay: scalar in [0, 1).
-      strategy: the variables'.
+        averages, variables: as those of `start`, made in the strategy's scope.
+        decay: scalar in [0, 1).
+        strategy: the variables'.
     """
 
     def blend(average: tf.Variable, variable: tf.Variable) -> None:

@@ -25,12 +25,12 @@ def write(path: PathLike, confusion: np.ndarray, class_names: Sequence[str]) -> 
     """Writes a CSV file of pixel counts: rows are true classes, columns predicted ones.
 
     Args:
-      path: the file; an older one is replaced.
-      confusion: int64 [C, C], as of segmentation_metrics.confusion_matrix.
-      class_names: C names, which become the first row and the first column.
+        path: the file; an older one is replaced.
+        confusion: int64 [C, C], as of segmentation_metrics.confusion_matrix.
+        class_names: C names, which become the first row and the first column.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -49,14 +49,14 @@ def draw(
     hatched.
 
     Args:
-      path: the PNG file to write.
-      confusion: int64 [C, C], rows truth, columns prediction; at least one pixel.
-      metrics: an Evaluator's: class_names, miou, num_images.
-      split: the name of the split.
-      step: number of training steps of the network.
+        path: the PNG file to write.
+        confusion: int64 [C, C], rows truth, columns prediction; at least one pixel.
+        metrics: an Evaluator's: class_names, miou, num_images.
+        split: the name of the split.
+        step: number of training steps of the network.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     classes, pixels = len(confusion), confusion.sum(axis=1)
     shares = 100.0 * confusion / np.where(pixels == 0, 1, pixels)[:, np.newaxis]

@@ -30,7 +30,7 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
     A warning on stderr says which splits are not there as a whole.
 
     Raises:
-      RunError: a split's shards are those of two conversions.
+        RunError: a split's shards are those of two conversions.
     """
     found: dict[str, dict[str, re.Match[str]]] = {}
     unnumbered: dict[str, list[str]] = {}
@@ -72,7 +72,7 @@ def image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]
     header is asked, which is slow because the whole image is read.
 
     Raises:
-      ValueError: it holds no tf.Example with an image.
+        ValueError: it holds no tf.Example with an image.
     """
     sides = _features(data, start, end, _SIDES)
     values = [sides[key].int64_list.value for key in _SIDES if key in sides]

@@ -21,13 +21,13 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
     A dark picture is brightened first: of a night, nothing would be left below the colours.
 
     Args:
-      image: uint8 [H, W, 3].
-      labels: integers [H, W]: 0..C-1, or anything above for void: there the picture is dark and
-        grey under diagonal stripes.
-      palette: uint8 [C, 3].
+        image: uint8 [H, W, 3].
+        labels: integers [H, W]: 0..C-1, or anything above for void: there the picture is dark and
+            grey under diagonal stripes.
+        palette: uint8 [C, 3].
 
     Returns:
-      uint8 [H, W, 3].
+        uint8 [H, W, 3].
     """
     void = labels >= len(palette)
     image = brightened(image)
@@ -50,7 +50,7 @@ def brightened(image: np.ndarray) -> np.ndarray:
     them lifts the dark ones most. Either keeps the order of the values.
 
     Args:
-      image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
     """
     values = image / 255
     if not 0 < values.mean() < MEAN:
@@ -85,11 +85,11 @@ def draw_legend(
     """A picture that names colours, with the classes' numbers; long lists get more columns.
 
     Args:
-      class_names: C names.
-      palette: C colours (red, green, blue) in 0..255.
-      classes: the numbers of those to show; None for all.
-      marks: further names with a pattern, uint8 [*SWATCH, 3], each; they come last.
-      max_rows: lines of a column.
+        class_names: C names.
+        palette: C colours (red, green, blue) in 0..255.
+        classes: the numbers of those to show; None for all.
+        marks: further names with a pattern, uint8 [*SWATCH, 3], each; they come last.
+        max_rows: lines of a column.
     """
     entries = [
         (str(index), class_names[index], np.full((*SWATCH, 3), palette[index], np.uint8))

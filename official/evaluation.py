@@ -23,15 +23,15 @@ def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tenso
     """The network's answer, checked against the number of classes.
 
     Args:
-      model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
-      images: uint8 or float32 [N, H, W, 3] in 0..255.
-      num_classes: C.
+        model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
+        images: uint8 or float32 [N, H, W, 3] in 0..255.
+        num_classes: C.
 
     Returns:
-      float32 logits [N, H, W, C].
+        float32 logits [N, H, W, C].
 
     Raises:
-      RunError: the network has another number of classes.
+        RunError: the network has another number of classes.
     """
     logits = model(tf.cast(images, tf.float32))
     if logits.shape[-1] != num_classes:
@@ -48,11 +48,11 @@ def class_scores(
     """The scores whose argmax is a pixel's class, in evaluation and prediction alike.
 
     Args:
-      model, images, num_classes, scales, flip: as in mean_probabilities.
+        model, images, num_classes, scales, flip: as in mean_probabilities.
 
     Returns:
-      float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
-      round two to a tie; else mean_probabilities.
+        float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
+        round two to a tie; else mean_probabilities.
     """
     if list(scales) == [1.0] and not flip:
         return class_logits(model, images, num_classes)
@@ -68,12 +68,12 @@ def mean_probabilities(
     images' grid before the softmax.
 
     Args:
-      model, images, num_classes: as in class_logits.
-      scales: factors of the images' sides, > 0.
-      flip: whether to add the mirror image at every scale.
+        model, images, num_classes: as in class_logits.
+        scales: factors of the images' sides, > 0.
+        flip: whether to add the mirror image at every scale.
 
     Returns:
-      float32 [N, H, W, C], summing to 1 over C.
+        float32 [N, H, W, C], summing to 1 over C.
     """
     images = tf.cast(images, tf.float32)
     height, width = sides(images)
@@ -100,12 +100,12 @@ class Evaluator:
     """Evaluates one network on one kind of data, as often as wanted; its graph is made once.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any H and W;
-        its variables were made under `strategy`.
-      class_names: C names.
-      ignore_label: the label of void pixels, which do not count.
-      strategy: every replica works on images of its own.
-      scales, flip: as in class_scores.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any H and
+            W; its variables were made under `strategy`.
+        class_names: C names.
+        ignore_label: the label of void pixels, which do not count.
+        strategy: every replica works on images of its own.
+        scales, flip: as in class_scores.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class Evaluator:
         """Evaluates a data set.
 
         Args:
-          images: of {"image": uint8 [1, H, W, 3], "label": integer [1, H, W], ...}; their number
-            is a multiple of that of the replicas. Copies whose labels are all void may fill the
-            last turn: they change nothing.
-          name: what the progress bar is called.
+            images: of {"image": uint8 [1, H, W, 3], "label": integer [1, H, W], ...}; their number
+                is a multiple of that of the replicas. Copies whose labels are all void may fill the
+                last turn: they change nothing.
+            name: what the progress bar is called.
 
         Returns:
-          The metrics: segmentation_metrics.summarize's, num_images (the images with at least one
-          pixel that is not void), scales and flip; and the confusion matrix, int64 [C, C], which
-          counts pixels by true class (row) and predicted class (column).
+            The metrics: segmentation_metrics.summarize's, num_images (the images with at least one
+            pixel that is not void), scales and flip; and the confusion matrix, int64 [C, C], which
+            counts pixels by true class (row) and predicted class (column).
 
         Raises:
-          RunError: no pixel is labelled, or the network has another number of classes.
+            RunError: no pixel is labelled, or the network has another number of classes.
         """
         confusion, num_images = self._count(images, name)
         if num_images == 0:
@@ -220,13 +220,14 @@ def split_evaluator(
     """A function that evaluates the model, as it is then, on a split of a data directory.
 
     Args:
-      model, strategy, scales, flip: as Evaluator's.
-      description: the data directory's.
-      split: name of the split.
-      max_images: as that of input_pipeline.eval_images.
+        model, strategy, scales, flip: as Evaluator's.
+        description: the data directory's.
+        split: name of the split.
+        max_images: as that of input_pipeline.eval_images.
 
     Returns:
-      () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be used.
+        () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be
+        used.
     """
     evaluator = Evaluator(
         model,
@@ -285,17 +286,17 @@ def write_metrics(
     """Writes metrics.json, whole or not at all.
 
     Args:
-      path: the file; an older one is replaced.
-      metrics: an Evaluator's.
-      split: the name of the split that was evaluated.
-      step: number of training steps of the network.
-      checkpoint: path of its checkpoint.
+        path: the file; an older one is replaced.
+        metrics: an Evaluator's.
+        split: the name of the split that was evaluated.
+        step: number of training steps of the network.
+        checkpoint: path of its checkpoint.
 
     Returns:
-      the same JSON object on one line, without a line break.
+        the same JSON object on one line, without a line break.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     record = {**metrics, "split": split, "step": step, "checkpoint": checkpoint}
     write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")

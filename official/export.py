@@ -38,20 +38,21 @@ def export(
     """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any N, H, W.
-      export_dir: made if it is not there.
-      class_names: C names, C <= 256.
-      palette: C colours (red, green, blue) in 0..255.
-      probabilities: whether the signatures answer probabilities too.
-      sizes: the scale at which the model sees the images; both signatures bring them to it, and its
-        logits back to the images' own size.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any N, H,
+            W.
+        export_dir: made if it is not there.
+        class_names: C names, C <= 256.
+        palette: C colours (red, green, blue) in 0..255.
+        probabilities: whether the signatures answer probabilities too.
+        sizes: the scale at which the model sees the images; both signatures bring them to it, and
+            its logits back to the images' own size.
 
     Returns:
-      the path of export_dir/<n>.
+        the path of export_dir/<n>.
 
     Raises:
-      RunError: more than 256 classes, not the network's number of classes, or export_dir cannot be
-        written or would not be found again by TensorFlow.
+        RunError: more than 256 classes, not the network's number of classes, or export_dir cannot
+            be written or would not be found again by TensorFlow.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")

@@ -35,7 +35,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a PNG or JPEG file (scalar string) to uint8 [H, W, 3], RGB.
 
     Raises:
-      tf.errors.InvalidArgumentError: the file is damaged or of another format.
+        tf.errors.InvalidArgumentError: the file is damaged or of another format.
     """
 
     def png() -> tf.Tensor:  # the operation would take GIF and others too
@@ -56,8 +56,8 @@ def decode_jpeg_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     its border: colours may be stored for every second pixel, and come from both sides.
 
     Args:
-      encoded: scalar string.
-      window: int32 [4], top, left, height, width.
+        encoded: scalar string.
+        window: int32 [4], top, left, height, width.
     """
     return tf.io.decode_and_crop_jpeg(encoded, window, **_ACCURATE)
 
@@ -69,11 +69,11 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
     1 bit), so it is refused.
 
     Args:
-      encoded: scalar string, the file.
-      whose: scalar string, the beginning of an error: "" or the record's name and a colon.
+        encoded: scalar string, the file.
+        whose: scalar string, the beginning of an error: "" or the record's name and a colon.
 
     Raises:
-      tf.errors.InvalidArgumentError: the file is damaged or of another kind.
+        tf.errors.InvalidArgumentError: the file is damaged or of another kind.
     """
     header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_COLOR_TYPE + 1)
     kind = tf.gather(header, (*range(len(_PNG)), _PNG_BITS, _PNG_COLOR_TYPE))

@@ -50,7 +50,7 @@ def split_halves(num_records: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     With an odd number one record is left out. Each half is int64 [num_records // 2], ascending.
 
     Raises:
-      RunError: fewer than two records.
+        RunError: fewer than two records.
     """
     if num_records < 2:
         raise RunError(f"a split of {num_records} records cannot be halved")
@@ -115,30 +115,31 @@ def train_batches(
     left out of that epoch.
 
     Args:
-      description: the data directory's description.
-      split: name of the split.
-      seed: the run's seed.
-      batch_size: global batch size.
-      crop_size: (height, width).
-      scales: scale factors to choose from; see `preprocessing.crop_positions`.
-      random_crop: whether to crop anywhere, not in the middle.
-      flip: whether to mirror at random.
-      resize_longer_side: the longer side of every image before it is scaled, or None; see
-        `preprocessing.crop_positions`.
-      records: int64 [n], numbers of the records to use; None for all.
-      stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
-      start_step: the global step whose batch comes first.
-      cache: whether to decode all images once and keep them in memory; see `_in_memory`.
-      input_context: the tf.distribute.InputContext that `distribute_datasets_from_function` gives;
-        then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of each
-        global batch.
+        description: the data directory's description.
+        split: name of the split.
+        seed: the run's seed.
+        batch_size: global batch size.
+        crop_size: (height, width).
+        scales: scale factors to choose from; see `preprocessing.crop_positions`.
+        random_crop: whether to crop anywhere, not in the middle.
+        flip: whether to mirror at random.
+        resize_longer_side: the longer side of every image before it is scaled, or None; see
+            `preprocessing.crop_positions`.
+        records: int64 [n], numbers of the records to use; None for all.
+        stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
+        start_step: the global step whose batch comes first.
+        cache: whether to decode all images once and keep them in memory; see `_in_memory`.
+        input_context: the tf.distribute.InputContext that `distribute_datasets_from_function`
+            gives; then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of
+            each global batch.
 
     Returns:
-      Dataset of {"image": float32 [b, h, w, 3], "label": int32 [b, h, w], "number": int64 [b]},
-      where b is the batch size per replica and number is the example's place in the endless stream.
+        Dataset of {"image": float32 [b, h, w, 3], "label": int32 [b, h, w], "number": int64 [b]},
+        where b is the batch size per replica and number is the example's place in the endless
+        stream.
 
     Raises:
-      UsageError: the batch is larger than the number of records.
+        UsageError: the batch is larger than the number of records.
     """
     chosen, read = record_reader(description, split)
     if records is not None:
@@ -194,7 +195,7 @@ def distributed_batches(
     """What `train_batches` gives for the other `options`, to all replicas of a strategy, endlessly.
 
     Raises:
-      RunError: a record cannot be used.
+        RunError: a record cannot be used.
     """
     iterator = iter(
         strategy.distribute_datasets_from_function(
@@ -219,15 +220,16 @@ def eval_images(
     """Whole images, one at a time, in the records' order.
 
     Args:
-      description: the data directory's description.
-      split: name of the split.
-      max_images: if given and smaller than the split, this many evenly spaced records are taken.
-      multiple_of: the number of elements is rounded up to a multiple of it with copies of the first
-        image whose label is void everywhere: every replica always has work, and no result changes.
+        description: the data directory's description.
+        split: name of the split.
+        max_images: if given and smaller than the split, this many evenly spaced records are taken.
+        multiple_of: the number of elements is rounded up to a multiple of it with copies of the
+            first image whose label is void everywhere: every replica always has work, and no result
+            changes.
 
     Returns:
-      Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W],
-      "filename": string [1]}.
+        Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W], "filename": string
+        [1]}.
     """
     chosen, read = _reader(description, split)
     total = len(chosen)

@@ -24,9 +24,9 @@ class Part:
     """One part of a network: the stem, a cell, ASPP or the decoder (with the logits).
 
     Attributes:
-      name: such as `cell_3`.
-      parameters: trainable ones.
-      multiply_adds: for one image.
+        name: such as `cell_3`.
+        parameters: trainable ones.
+        multiply_adds: for one image.
     """
 
     name: str

@@ -24,7 +24,7 @@ def local_path(text: str) -> str:
     """A path as a user writes it, with `~` and `~name` replaced by the home directory.
 
     Raises:
-      ValueError: it is none on this machine, or one that a flagfile cannot hold.
+        ValueError: it is none on this machine, or one that a flagfile cannot hold.
     """
     if _SCHEME.match(text):
         raise ValueError("only paths on this machine are read and written: copy or mount it")
@@ -52,7 +52,7 @@ def check_no_pattern(path: str) -> None:
     is written but never found again, and `run*` finds, and removes, what lies in `run2`.
 
     Raises:
-      ValueError: the path has such a character.
+        ValueError: the path has such a character.
     """
     found = [character for character in PATTERN_CHARACTERS if character in path]
     if found:
@@ -66,7 +66,7 @@ def check_plain(path: str, what: str) -> None:
     """`check_no_pattern` for callers from Python.
 
     Raises:
-      RunError: the path has such a character; `what` says what it is.
+        RunError: the path has such a character; `what` says what it is.
     """
     try:
         check_no_pattern(path)
@@ -78,7 +78,7 @@ def path_argument(text: str) -> Path:
     """For argparse's `type`: a path that TensorFlow can write to, too.
 
     Raises:
-      argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is none.
     """
     try:
         path = local_path(text)
@@ -109,10 +109,10 @@ def define_path(
     """Defines a flag whose value is a path on this machine.
 
     Args:
-      name, default, help: as of flags.DEFINE_string.
-      plain: TensorFlow writes checkpoints or a SavedModel there, or reads them: see
-        check_no_pattern.
-      options: as of flags.DEFINE, such as required.
+        name, default, help: as of flags.DEFINE_string.
+        plain: TensorFlow writes checkpoints or a SavedModel there, or reads them: see
+            check_no_pattern.
+        options: as of flags.DEFINE, such as required.
     """
     serializer = flags.ArgumentSerializer()
     flags.DEFINE(_PathParser(plain), name, default, help, serializer=serializer, **options)

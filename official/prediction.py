@@ -30,9 +30,10 @@ class Pictures:
     """What is to be segmented: names at once, pixels one picture after the other.
 
     Attributes:
-      names: a relative path without suffix for each, from which those of the answers are made.
-      sources: what a message to the user calls each: the file, or the record's name.
-      images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is unreadable.
+        names: a relative path without suffix for each, from which those of the answers are made.
+        sources: what a message to the user calls each: the file, or the record's name.
+        images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is
+            unreadable.
     """
 
     names: list[str]
@@ -44,12 +45,12 @@ def picture_files(inputs: str, output_dir: str) -> Pictures:
     """The pictures that a file name, folder or glob pattern stands for, each at its own size.
 
     Args:
-      inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
-        depth); PNG or JPEG.
-      output_dir: where the answers go; those of earlier runs are no input.
+        inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
+            depth); PNG or JPEG.
+        output_dir: where the answers go; those of earlier runs are no input.
 
     Raises:
-      RunError: there are none.
+        RunError: there are none.
     """
     found = find_pictures(inputs, output_dir)
     return Pictures(
@@ -63,7 +64,7 @@ def split_images(description: Description, split: str) -> Pictures:
     """The images of a split of a data directory, named as their records; labels do not matter.
 
     Raises:
-      RunError: there is no such split, or it cannot be read.
+        RunError: there is no such split, or it cannot be read.
     """
     elements = eval_images(description, split)
     records = tf.data.TFRecordDataset(description.split(split).files)
@@ -102,23 +103,23 @@ def predict(
     <name>_overlay.png, and once legend.png; or, for a submission, the one file that it wants.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C].
-      pictures: see picture_files and split_images.
-      output_dir: made if it is not there; older answers of the same names are replaced.
-      class_names: C names, C <= 256.
-      palette: C colours (red, green, blue) in 0..255.
-      scales, flip: as in evaluation.class_scores.
-      sizes: the scale at which the model sees the pictures, and of which `scales` are factors. The
-        scores come back to a picture's own size by bilinear resizing, before their argmax.
-      submission: the form that a benchmark's server wants.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C].
+        pictures: see picture_files and split_images.
+        output_dir: made if it is not there; older answers of the same names are replaced.
+        class_names: C names, C <= 256.
+        palette: C colours (red, green, blue) in 0..255.
+        scales, flip: as in evaluation.class_scores.
+        sizes: the scale at which the model sees the pictures, and of which `scales` are factors.
+            The scores come back to a picture's own size by bilinear resizing, before their argmax.
+        submission: the form that a benchmark's server wants.
 
     Returns:
-      the paths of the label maps, in the order of the pictures.
+        the paths of the label maps, in the order of the pictures.
 
     Raises:
-      RunError: two pictures would get the same name, one is unreadable (those before it are done),
-        a file cannot be written, the classes are not the network's, or a submission would be
-        refused for its names. Names are checked before anything is written.
+        RunError: two pictures would get the same name, one is unreadable (those before it are
+            done), a file cannot be written, the classes are not the network's, or a submission
+            would be refused for its names. Names are checked before anything is written.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
@@ -181,10 +182,10 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     Files in output_dir are left out of folders and patterns: they are earlier answers.
 
     Returns:
-      (picture, its path below the folder or the pattern's fixed part, without suffix), sorted.
+        (picture, its path below the folder or the pattern's fixed part, without suffix), sorted.
 
     Raises:
-      RunError: there are none.
+        RunError: there are none.
     """
     if os.path.isfile(inputs):
         return [(Path(inputs), Path(inputs).stem)]
@@ -222,7 +223,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a PNG or JPEG file as official.images decodes it: uint8 [H, W, 3], RGB in 0..255.
 
     Raises:
-      RunError: it is unreadable, or damaged anywhere.
+        RunError: it is unreadable, or damaged anywhere.
     """
     try:
         return decode_image(Path(path).read_bytes()).numpy()

@@ -25,10 +25,10 @@ def network_input(images: tf.Tensor) -> tf.Tensor:
     """What every network does first: pads to sides 32 n + 1, and maps 0..255 to -1..1.
 
     Args:
-      images: uint8 or floats [N, H, W, 3], values 0..255.
+        images: uint8 or floats [N, H, W, 3], values 0..255.
 
     Returns:
-      float32 [N, H', W', 3], padded at the bottom and right with `PAD_VALUE`, that is with 0.
+        float32 [N, H', W', 3], padded at the bottom and right with `PAD_VALUE`, that is with 0.
     """
     return pad_to_network_size(tf.cast(images, tf.float32), PAD_VALUE) * (2.0 / 255.0) - 1.0
 
@@ -37,10 +37,10 @@ class Positions(NamedTuple):
     """Where the pixels of one axis of the crop lie in the source.
 
     Attributes:
-      lower, upper: int64 [n], the two neighbouring source pixels.
-      fraction: float32 [n] in 0..1, the weight of `upper`.
-      nearest: int64 [n], the nearer one of both (`upper` when they are equally near).
-      inside: bool [n], False where the crop extends over the scaled image and is padded.
+        lower, upper: int64 [n], the two neighbouring source pixels.
+        fraction: float32 [n] in 0..1, the weight of `upper`.
+        nearest: int64 [n], the nearer one of both (`upper` when they are equally near).
+        inside: bool [n], False where the crop extends over the scaled image and is padded.
     """
 
     lower: tf.Tensor
@@ -80,9 +80,9 @@ def source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> P
     remainder are integers, so no rounding error can move a label by a pixel.
 
     Args:
-      side: number of source pixels, int64 scalar >= 1.
-      scaled: number of pixels after scaling, int64 scalar >= 1.
-      places: int64 [n], pixels of the scaled image; those >= scaled are padding.
+        side: number of source pixels, int64 scalar >= 1.
+        scaled: number of pixels after scaling, int64 scalar >= 1.
+        places: int64 [n], pixels of the scaled image; those >= scaled are padding.
     """
     steps = tf.maximum(scaled - 1, 1)
     numerator = tf.clip_by_value(places, 0, scaled - 1) * (side - 1)

@@ -32,14 +32,14 @@ class Progress:
     says, each as long as the last one.
 
     Args:
-      name: what is being done, such as "evaluate".
-      total: number of items, None if unknown.
-      start: how many of them were done before.
-      unit: what an item is called, in the plural.
-      interval: seconds between two plain lines, >= 0.
-      work: what all items still to do cost, if some cost more than others; default: their number.
-      pauses: how many calls of `pause` will come.
-      keep: a last line with the number of items, the time and the note stays when the work ends.
+        name: what is being done, such as "evaluate".
+        total: number of items, None if unknown.
+        start: how many of them were done before.
+        unit: what an item is called, in the plural.
+        interval: seconds between two plain lines, >= 0.
+        work: what all items still to do cost, if some cost more than others; default: their number.
+        pauses: how many calls of `pause` will come.
+        keep: a last line with the number of items, the time and the note stays when the work ends.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Progress:
         """Counts items; `note` gives what stands at the end of the line and is called only then.
 
         Args:
-          items: how many more are done.
-          note: see above.
-          work: what they cost, in the unit of the constructor's `work`; default: their number.
+            items: how many more are done.
+            note: see above.
+            work: what they cost, in the unit of the constructor's `work`; default: their number.
         """
         work = items if work is None else work
         now = time.monotonic()
@@ -116,7 +116,7 @@ class Progress:
         """While it lasts, time does not count, nor do items that are done.
 
         Args:
-          note: what is being done, said at once.
+            note: what is being done, said at once.
         """
         before = time.monotonic()
         if note and self._bar.disable:

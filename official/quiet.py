@@ -59,7 +59,7 @@ def set_environment() -> None:
     whatever KERAS_BACKEND and keras.json say.
 
     Raises:
-      RunError: Keras has been imported with another backend.
+        RunError: Keras has been imported with another backend.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     keras = sys.modules.get("keras")

@@ -60,9 +60,9 @@ class Split:
     """One split of a dataset.
 
     Attributes:
-      num_examples: number of records.
-      files: paths of the TFRecord shards, in order.
-      sizes: distinct image sizes as (height, width, number of images), sorted.
+        num_examples: number of records.
+        files: paths of the TFRecord shards, in order.
+        sizes: distinct image sizes as (height, width, number of images), sorted.
     """
 
     num_examples: int
@@ -75,13 +75,13 @@ class Description:
     """What a data directory says about itself.
 
     Attributes:
-      name: the source dataset, for example "cityscapes".
-      data_dir: the directory.
-      class_names: one name per class, in the order of the labels.
-      palette: one (red, green, blue), 0..255, per class.
-      ignore_label: the label of void pixels.
-      splits: the splits by name.
-      options: the converter's options that shaped the records.
+        name: the source dataset, for example "cityscapes".
+        data_dir: the directory.
+        class_names: one name per class, in the order of the labels.
+        palette: one (red, green, blue), 0..255, per class.
+        ignore_label: the label of void pixels.
+        splits: the splits by name.
+        options: the converter's options that shaped the records.
     """
 
     name: str
@@ -146,14 +146,14 @@ def read_description(
     If DeepLab's own scripts wrote it, finds out what can be found out.
 
     Args:
-      data_dir: the directory.
-      num_classes: number of classes of data without description; not looked at if there is one.
-      ignore_label: void label of data without description, None for 255; not looked at if there is
-        one.
+        data_dir: the directory.
+        num_classes: number of classes of data without description; not looked at if there is one.
+        ignore_label: void label of data without description, None for 255; not looked at if there
+            is one.
 
     Raises:
-      UsageError: data without description and without num_classes, or impossible numbers.
-      RunError: the directory is no such dataset, or one of its shards is missing or damaged.
+        UsageError: data without description and without num_classes, or impossible numbers.
+        RunError: the directory is no such dataset, or one of its shards is missing or damaged.
     """
     remedy = "--data_dir takes the --output_dir that tfrecords_tools.convert was given"
     if not os.path.isfile(os.path.join(data_dir, "dataset_info.json")):
@@ -267,12 +267,12 @@ def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses one record.
 
     Args:
-      serialized: scalar string, one serialised tf.Example.
+        serialized: scalar string, one serialised tf.Example.
 
     Returns:
-      "image", "label": scalar strings, the encoded files, "label" empty if there is none;
-      "filename": scalar string, without the suffix and the path's beginning (/, ./, ../) that the
-      records of DeepLab's scripts may have.
+        "image", "label": scalar strings, the encoded files, "label" empty if there is none;
+        "filename": scalar string, without the suffix and the path's beginning (/, ./, ../) that the
+        records of DeepLab's scripts may have.
     """
     parsed = tf.io.parse_single_example(serialized, _KEYS)
     filename = tf.strings.regex_replace(parsed["image/filename"], r"^(\.{0,2}/)+", "")
@@ -287,10 +287,10 @@ def index_records(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Finds every record of `files` by walking the record headers; record data are not read.
 
     Returns:
-      File number (int32 [n]) and byte offset in that file (int64 [n]) of each record, in order.
+        File number (int32 [n]) and byte offset in that file (int64 [n]) of each record, in order.
 
     Raises:
-      RunError: a file is cut off, compressed or no TFRecord file.
+        RunError: a file is cut off, compressed or no TFRecord file.
     """
     numbers, offsets = [], []
     for number, file in enumerate(files):

@@ -13,13 +13,15 @@ def confusion_matrix(
     """Counts pixels by true class (row) and predicted class (column).
 
     Args:
-      labels: integers of any shape, in 0..num_classes-1, or ignore_label: such pixels do not count.
-      predictions: integers of the same shape in 0..num_classes-1.
-      num_classes: C.
-      ignore_label: the label that means void.
+        labels: integers of any shape, in 0..num_classes-1, or ignore_label: such pixels do not
+            count.
+        predictions: integers of the same shape in 0..num_classes-1.
+        num_classes: C.
+        ignore_label: the label that means void.
 
     Returns:
-      int64 [C, C]; exact for fewer than 2^31 pixels a call, and without limit when calls are added.
+        int64 [C, C]; exact for fewer than 2^31 pixels a call, and without limit when calls are
+        added.
     """
     void_bin = num_classes * num_classes
     bins = tf.cast(labels, tf.int32) * num_classes + tf.cast(predictions, tf.int32)
@@ -34,11 +36,11 @@ def summarize(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, An
     """The metrics of a confusion matrix [C, C] (rows: truth), as plain values for JSON.
 
     Returns:
-      class_names; per_class_iou: TP / (TP + FP + FN), None where that is 0 / 0; miou: the mean of
-      those that are not None (Cityscapes' rule); miou_present: the mean over the classes that have
-      ground truth; pixel_accuracy; mean_accuracy: the mean of TP / (TP + FN) over the classes that
-      have ground truth; miou_pixel_accuracy_mean: their mean (ADE20K's score).
-      A mean over nothing is None. All others are in 0..1.
+        class_names; per_class_iou: TP / (TP + FP + FN), None where that is 0 / 0; miou: the mean of
+        those that are not None (Cityscapes' rule); miou_present: the mean over the classes that
+        have ground truth; pixel_accuracy; mean_accuracy: the mean of TP / (TP + FN) over the
+        classes that have ground truth; miou_pixel_accuracy_mean: their mean (ADE20K's score). A
+        mean over nothing is None. All others are in 0..1.
     """
     confusion = np.asarray(confusion, np.int64)
     hits = np.diag(confusion)

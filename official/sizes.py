@@ -19,9 +19,9 @@ class Sizes:
     """What becomes of an image's size.
 
     Attributes:
-      resize_factor: scales both sides, > 0; of the converter at most 1.
-      max_side: an image whose longer side is longer is resized so that it has this length; None if
-        there is no limit.
+        resize_factor: scales both sides, > 0; of the converter at most 1.
+        max_side: an image whose longer side is longer is resized so that it has this length; None
+            if there is no limit.
     """
 
     resize_factor: float = 1.0
@@ -70,11 +70,11 @@ class Sizes:
         2.
 
         Args:
-          images: uint8 or whole float32 [N, H, W, 3] in 0..255, of any H, W >= 1.
+            images: uint8 or whole float32 [N, H, W, 3] in 0..255, of any H, W >= 1.
 
         Returns:
-          whole numbers, float32 [N, *new_size(H, W), 3] in 0..255; `images` itself where nothing is
-          to be done.
+            whole numbers, float32 [N, *new_size(H, W), 3] in 0..255; `images` itself where nothing
+            is to be done.
         """
         if self == OWN_SIZE:
             return images
@@ -93,11 +93,11 @@ class Sizes:
         their argmax, so borders between classes fall between the network's pixels too.
 
         Args:
-          network: images as `bring` returns them -> float32 [N, h, w, C] of the same size.
-          images: uint8 or float32 [N, H, W, 3] in 0..255.
+            network: images as `bring` returns them -> float32 [N, h, w, C] of the same size.
+            images: uint8 or float32 [N, H, W, 3] in 0..255.
 
         Returns:
-          float32 [N, H, W, C].
+            float32 [N, H, W, C].
         """
         if self == OWN_SIZE:
             return network(images)

@@ -34,12 +34,12 @@ class Submission:
     """The form of the answers for one server.
 
     Attributes:
-      file_of: a picture's name (a path without suffix) -> the answer's path below the output
-        directory; raises RunError for a name that the server would not know.
-      values: the pixel values of class 0, 1, ...
-      palette: 256 colours, for a palette image; None for a grey one.
-      one_answer_each: whether the server searches the whole output directory, and so must not find
-        other PNG files of the same image.
+        file_of: a picture's name (a path without suffix) -> the answer's path below the output
+            directory; raises RunError for a name that the server would not know.
+        values: the pixel values of class 0, 1, ...
+        palette: 256 colours, for a palette image; None for a grey one.
+        one_answer_each: whether the server searches the whole output directory, and so must not
+            find other PNG files of the same image.
     """
 
     file_of: Callable[[str], str]
@@ -52,12 +52,12 @@ def new_submission(form: str, class_names: Sequence[str], split: str) -> Submiss
     """The form of that name.
 
     Args:
-      form: a key of FORMS.
-      class_names: the network's.
-      split: the split that the pictures are; VOC's folders are named after it.
+        form: a key of FORMS.
+        class_names: the network's.
+        split: the split that the pictures are; VOC's folders are named after it.
 
     Raises:
-      UsageError: the network has other classes than the dataset.
+        UsageError: the network has other classes than the dataset.
     """
     if tuple(class_names) != FORMS[form]:
         raise UsageError(
@@ -75,9 +75,9 @@ def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -
     """Raises RunError if the server would find a second answer to an image in output_dir.
 
     Args:
-      submission: the form.
-      output_dir: need not exist.
-      files: the answers to come, paths below output_dir.
+        submission: the form.
+        output_dir: need not exist.
+        files: the answers to come, paths below output_dir.
     """
     if not submission.one_answer_each:
         return

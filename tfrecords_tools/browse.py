@@ -65,10 +65,10 @@ class Example:
     """What one place of the sheet shows.
 
     Attributes:
-      caption: the record's name and its size, or how it was cropped.
-      image: uint8 [H, W, 3].
-      label: uint8 [H, W].
-      padding: bool [H, W], what does not belong to the image.
+        caption: the record's name and its size, or how it was cropped.
+        image: uint8 [H, W, 3].
+        label: uint8 [H, W].
+        padding: bool [H, W], what does not belong to the image.
     """
 
     caption: str
@@ -81,7 +81,7 @@ def stored(description: Description, split: str, count: int, seed: int) -> Itera
     """`count` records of a split, chosen by the seed, in their order.
 
     Raises:
-      RunError: a record cannot be used.
+        RunError: a record cannot be used.
     """
     numbers, read = record_reader(description, split)
     order = tf.random.experimental.stateless_shuffle(tf.constant(numbers), seed=[seed, 2]).numpy()
@@ -121,8 +121,8 @@ def augmented(
         seed, crop_size, resize_longer_side: the training's.
 
     Raises:
-      UsageError: no image fills the crop.
-      RunError: a record cannot be used.
+        UsageError: no image fills the crop.
+        RunError: a record cannot be used.
     """
     check_crop_size(description, split, crop_size, RANDOM_SCALES, resize_longer_side)
     numbers, read = record_reader(description, split)
@@ -195,18 +195,18 @@ def browse(
     """Writes the sheet.
 
     Args:
-      description: of the dataset.
-      split: one of its splits.
-      output: the PNG file to write.
-      images: how many images to show, at most all.
-      seed: chooses them, and their augmentation.
-      crop_size: (height, width) of the training crops to show; None for the images as they are.
-      resize_longer_side: the longer side of images before they are scaled and cropped; None leaves
-        them as they are. See `preprocessing.crop_positions`.
+        description: of the dataset.
+        split: one of its splits.
+        output: the PNG file to write.
+        images: how many images to show, at most all.
+        seed: chooses them, and their augmentation.
+        crop_size: (height, width) of the training crops to show; None for the images as they are.
+        resize_longer_side: the longer side of images before they are scaled and cropped; None
+            leaves them as they are. See `preprocessing.crop_positions`.
 
     Raises:
-      UsageError: no image fills the crop.
-      RunError: the data cannot be used or the file cannot be written.
+        UsageError: no image fills the crop.
+        RunError: the data cannot be used or the file cannot be written.
     """
     total = description.split(split).num_examples
     count = min(images, total)

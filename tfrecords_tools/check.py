@@ -66,7 +66,7 @@ def repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
     """Images that occur more than once, in one split or in two.
 
     Returns:
-      Lines that tell of what may be intended, and lines that tell of errors.
+        Lines that tell of what may be intended, and lines that tell of errors.
     """
     notes, errors = [], []
     for name, findings in splits.items():
@@ -92,11 +92,11 @@ def check(description: Description, figure: str = "") -> None:
     """Checks every split of a dataset and prints what was found.
 
     Args:
-      description: of the dataset.
-      figure: the PNG file for the shares of the classes; empty for none.
+        description: of the dataset.
+        figure: the PNG file for the shares of the classes; empty for none.
 
     Raises:
-      RunError: something is wrong; every error has been printed.
+        RunError: something is wrong; every error has been printed.
     """
     if figure:
         _check_writable(figure)  # reading a large dataset takes long

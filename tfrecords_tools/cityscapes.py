@@ -63,7 +63,7 @@ def open_source(source_dir: Path) -> Source:
     labels. Who has nothing of the coarse annotations reads nothing of them.
 
     Raises:
-      RunError: there is no split, or an image or label without the other.
+        RunError: there is no split, or an image or label without the other.
     """
     coarse = any((source_dir / path).is_dir() for path in ("gtCoarse", "leftImg8bit/train_extra"))
     splits = {}

@@ -35,12 +35,12 @@ def draw(
     40 %; the numbers stand at the bars. What does not occur says so.
 
     Args:
-      path: the PNG file to write.
-      splits: what was found, by the splits' names.
-      description: of their dataset.
+        path: the PNG file to write.
+        splits: what was found, by the splits' names.
+        description: of their dataset.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     picture = io.BytesIO()
     with warnings.catch_warnings():

@@ -40,12 +40,12 @@ def class_weights(findings: Findings, description: Description, method: str) -> 
     """One weight per class.
 
     Args:
-      findings: of the split; at least one of its pixels has a class.
-      description: of the dataset.
-      method: one of METHODS; see above for what they compute.
+        findings: of the split; at least one of its pixels has a class.
+        description: of the dataset.
+        method: one of METHODS; see above for what they compute.
 
     Returns:
-      float64 [C], above 0; 1 for a class that never occurs.
+        float64 [C], above 0; 1 for a class that never occurs.
     """
     shares = findings.shares(description)
     occurs = shares > 0
@@ -81,7 +81,7 @@ def flag(description: Description, split: str, method: str) -> str:
     """Reads the labels of a split, prints the table on stderr, and gives the line for a flagfile.
 
     Raises:
-      RunError: the split is not there, cannot be read, or is all void.
+        RunError: the split is not there, cannot be read, or is all void.
     """
     data_dir = description.data_dir
     findings = read_split(split, description.split(split), description, labels_only=True)

@@ -49,9 +49,9 @@ class Annotation:
     """What is painted on a label map.
 
     Attributes:
-      number: the annotation's id.
-      label: 1..20, or 255 for a crowd.
-      segmentation: as in the file: polygons, or a run-length code, compressed or not.
+        number: the annotation's id.
+        label: 1..20, or 255 for a crowd.
+        segmentation: as in the file: polygons, or a run-length code, compressed or not.
     """
 
     number: int
@@ -64,9 +64,9 @@ class LabelledImage:
     """An image as a JSON file describes it, with the annotations that matter, in the file's order.
 
     Attributes:
-      file_name: the image file's name.
-      size: (height, width).
-      annotations: those of VOC's classes.
+        file_name: the image file's name.
+        size: (height, width).
+        annotations: those of VOC's classes.
     """
 
     file_name: str
@@ -78,8 +78,8 @@ def open_source(source_dir: Path) -> Source:
     """Finds the dataset in a directory and reads its annotations (train2017: 20 s, 3 GB of memory).
 
     Raises:
-      RunError: there is no split, some of a split's images are missing or not described, a JSON
-        file is damaged, or pycocotools is not installed.
+        RunError: there is no split, some of a split's images are missing or not described, a JSON
+            file is damaged, or pycocotools is not installed.
     """
     decode = _mask_decoder()
     splits: dict[str, list[Pair]] = {}
@@ -120,8 +120,8 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     """Reads the images of an instances JSON file by their file names.
 
     Raises:
-      RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
-        gives an id to two images, or an image two sizes.
+        RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
+            gives an id to two images, or an image two sizes.
     """
     try:
         content = json.loads(json_file.read_bytes())
@@ -171,7 +171,7 @@ def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -
     """The label map of an image: uint8 [H, W], 0..20 or 255.
 
     Raises:
-      RunError: an annotation is no mask of the image's size.
+        RunError: an annotation is no mask of the image's size.
     """
     labels = np.zeros(image.size, np.uint8)
     for annotation in image.annotations:

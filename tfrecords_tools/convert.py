@@ -65,12 +65,12 @@ class Tally:
     """What became of a split's images.
 
     Attributes:
-      sizes: number of records per (height, width).
-      resized: number of images that were resized.
-      changes: number of images per change without which no record could hold them.
-      marked: names of the images that have a rotation mark.
-      left_out: number of images that show less than source.min_foreground.
-      bad: name and what is wrong, per bad image or label map that was skipped.
+        sizes: number of records per (height, width).
+        resized: number of images that were resized.
+        changes: number of images per change without which no record could hold them.
+        marked: names of the images that have a rotation mark.
+        left_out: number of images that show less than source.min_foreground.
+        bad: name and what is wrong, per bad image or label map that was skipped.
     """
 
     sizes: collections.Counter[tuple[int, int]] = dataclasses.field(
@@ -101,8 +101,8 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
     nearest on the same grid.
 
     Raises:
-      RunError: a file is damaged, of a wrong kind, or the label map has another size than the
-        image.
+        RunError: a file is damaged, of a wrong kind, or the label map has another size than the
+            image.
     """
     values = source.read_label(pair)
     if values is not None and source.min_foreground:
@@ -273,20 +273,20 @@ def convert(
     `output_dir` is never half a dataset: see files.write_directory_atomically.
 
     Args:
-      name: one of SOURCES.
-      source_dir: the dataset as its makers publish it.
-      output_dir: the directory to create.
-      resize_factor: see Sizes.
-      max_side: see Sizes; not together with a resize factor.
-      skip_bad_files: number of images that may be left out because they or their label maps are
-        bad.
-      min_labelled_pixels: images with fewer pixels of the classes 1, 2, ... are left out; None for
-        what the dataset's module says.
+        name: one of SOURCES.
+        source_dir: the dataset as its makers publish it.
+        output_dir: the directory to create.
+        resize_factor: see Sizes.
+        max_side: see Sizes; not together with a resize factor.
+        skip_bad_files: number of images that may be left out because they or their label maps are
+            bad.
+        min_labelled_pixels: images with fewer pixels of the classes 1, 2, ... are left out; None
+            for what the dataset's module says.
 
     Raises:
-      UsageError: no such dataset, or an impossible option.
-      RunError: something is wrong with the source or output directory or a file; nothing was
-        written.
+        UsageError: no such dataset, or an impossible option.
+        RunError: something is wrong with the source or output directory or a file; nothing was
+            written.
     """
     if name not in SOURCES:
         raise UsageError(f"--dataset={name} is unknown: there is {', '.join(SOURCES)}")

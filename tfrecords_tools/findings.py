@@ -23,13 +23,13 @@ class Findings:
     """What was found in one split.
 
     Attributes:
-      records: number of records read.
-      pixels: int64 [256], number of pixels per label value.
-      images: int64 [256], number of images in which the label value occurs.
-      around: int64 [256], number of pixels that are not void in those images.
-      sizes: number of images per (height, width).
-      contents: names of the images per SHA-256 of their decoded pixels.
-      errors: one line per error.
+        records: number of records read.
+        pixels: int64 [256], number of pixels per label value.
+        images: int64 [256], number of images in which the label value occurs.
+        around: int64 [256], number of pixels that are not void in those images.
+        sizes: number of images per (height, width).
+        contents: names of the images per SHA-256 of their decoded pixels.
+        errors: one line per error.
     """
 
     records: int = 0
@@ -66,11 +66,11 @@ def read_split(
     """Reads and decodes every record of a split as training does, on all cores.
 
     Args:
-      name: the split's name.
-      split: the split.
-      description: of its dataset.
-      labels_only: leaves images undecoded, which is several times faster: `sizes` and `contents`
-        stay empty, and what is wrong with images is not found.
+        name: the split's name.
+        split: the split.
+        description: of its dataset.
+        labels_only: leaves images undecoded, which is several times faster: `sizes` and `contents`
+            stay empty, and what is wrong with images is not found.
     """
     findings, unlabelled = Findings(), []
     look = partial(_look, description=description, labels_only=labels_only)
@@ -149,10 +149,10 @@ def mismatches(
     """What is wrong with a label map: a line for its size, one for its values.
 
     Args:
-      counts: [256], number of pixels per label value.
-      label_size: (height, width).
-      image_size: the same of its image; None if that is not known.
-      description: of the dataset.
+        counts: [256], number of pixels per label value.
+        label_size: (height, width).
+        image_size: the same of its image; None if that is not known.
+        description: of the dataset.
     """
     found = []
     if image_size not in (None, label_size):

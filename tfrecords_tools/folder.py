@@ -25,9 +25,9 @@ def open_source(source_dir: Path) -> Source:
     """Finds the dataset in a directory.
 
     Raises:
-      RunError: classes.txt is missing or wrong, there is no split, one has a name that records
-        cannot have, two images differ in their suffix alone, or an image or mask of a split with
-        masks is without the other.
+        RunError: classes.txt is missing or wrong, there is no split, one has a name that records
+            cannot have, two images differ in their suffix alone, or an image or mask of a split
+            with masks is without the other.
     """
     class_names, palette = read_classes(source_dir / "classes.txt")
     folders = {folder.name: folder for folder in _folders(source_dir / "images")}
@@ -72,7 +72,8 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
     """Reads the names and colours in a classes.txt; distinct colours where it gives none.
 
     Raises:
-      RunError: it is missing, no text or empty, has a name twice or too many, or a colour is wrong.
+        RunError: it is missing, no text or empty, has a name twice or too many, or a colour is
+            wrong.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -118,7 +119,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     """Reads a mask: uint8 [H, W], 0..classes-1 or 255.
 
     Raises:
-      RunError: it is no such PNG or holds other values.
+        RunError: it is no such PNG or holds other values.
     """
     values = read_index_png(path)
     wrong = np.unique(values[(values >= classes) & (values != IGNORE_LABEL)])

@@ -21,9 +21,9 @@ class Pair:
     """One image and where its labels come from.
 
     Attributes:
-      name: the image's path in the source directory, without suffix.
-      image: path of the image file.
-      label: path of the label file; None if there is no file for this image alone.
+        name: the image's path in the source directory, without suffix.
+        image: path of the image file.
+        label: path of the label file; None if there is no file for this image alone.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Source:
     """A dataset as its makers publish it, found in a directory.
 
     Attributes:
-      class_names: one name per class.
-      palette: one (red, green, blue) per class.
-      splits: pairs per split, sorted; only the splits that are there.
-      read_label: pair -> uint8 [H, W], 0..classes-1 or 255; None for an image without labels, all
-        of which is void then.
-      published: number of images per split according to the makers, where they say one.
-      min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
-      turned_labels: label maps may have been drawn on photographs that a tool had turned as their
-        rotation mark says (a user's own). See `read_image`.
+        class_names: one name per class.
+        palette: one (red, green, blue) per class.
+        splits: pairs per split, sorted; only the splits that are there.
+        read_label: pair -> uint8 [H, W], 0..classes-1 or 255; None for an image without labels, all
+            of which is void then.
+        published: number of images per split according to the makers, where they say one.
+        min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
+        turned_labels: label maps may have been drawn on photographs that a tool had turned as their
+            rotation mark says (a user's own). See `read_image`.
     """
 
     class_names: tuple[str, ...]
@@ -69,7 +69,7 @@ def match(
     What has no partner, as in part of a download, is left out with a warning.
 
     Raises:
-      RunError: nothing has a partner.
+        RunError: nothing has a partner.
     """
     both = sorted(images.keys() & labels.keys())
     for ours, theirs, what in (
@@ -92,10 +92,10 @@ def read_index_png(path: Path) -> np.ndarray:
     the values 0 and 1, one of 16 bits may hold 0..255.
 
     Returns:
-      uint8 [H, W].
+        uint8 [H, W].
 
     Raises:
-      RunError: the file is damaged, of another kind, or holds values above 255.
+        RunError: the file is damaged, of another kind, or holds values above 255.
     """
     try:
         file = path.read_bytes()
@@ -125,12 +125,12 @@ class Photograph:
     """An image file; its pixels are decoded when somebody needs them.
 
     Attributes:
-      path: the file.
-      size: (height, width).
-      format: "png" or "jpeg", of the file.
-      mode: Pillow's mode of `pixels`, "RGB" or "L".
-      changes: in words, why a record cannot hold the file as it is; empty if it can.
-      marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
+        path: the file.
+        size: (height, width).
+        format: "png" or "jpeg", of the file.
+        mode: Pillow's mode of `pixels`, "RGB" or "L".
+        changes: in words, why a record cannot hold the file as it is; empty if it can.
+        marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
     """
 
     path: Path
@@ -146,7 +146,7 @@ class Photograph:
         """The pixels that all readers see (official.images): RGB or grey with 8 bits per channel.
 
         Raises:
-          RunError: the file is damaged.
+            RunError: the file is damaged.
         """
         try:
             rgb = decode_image(self._file).numpy()
@@ -161,7 +161,7 @@ class Photograph:
         """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
 
         Raises:
-          RunError: the file is damaged.
+            RunError: the file is damaged.
         """
         pixels = self.pixels()  # finds all damage that training would
         return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
@@ -184,13 +184,13 @@ def read_image(
     and label maps may have been drawn on turned photographs, nobody can tell: an error too.
 
     Args:
-      path: the file.
-      label_size: (height, width) of its label map, None if there is none.
-      turned_labels: whether label maps may have been drawn on turned photographs.
+        path: the file.
+        label_size: (height, width) of its label map, None if there is none.
+        turned_labels: whether label maps may have been drawn on turned photographs.
 
     Raises:
-      RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
-        may have been drawn on the turned image.
+        RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
+            may have been drawn on the turned image.
     """
     try:
         file = path.read_bytes()

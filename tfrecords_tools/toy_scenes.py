@@ -190,7 +190,7 @@ def photograph(street: Street) -> tuple[np.ndarray, np.ndarray]:
     """Takes the picture: halves the canvas, then contrast, light, exposure, colour cast, noise.
 
     Returns:
-      image uint8 [H, W, 3] and label ids uint8 [H, W].
+        image uint8 [H, W, 3] and label ids uint8 [H, W].
     """
     rng = street.rng
     labels = np.asarray(street.canvas)[::2, ::2, 3].copy()
@@ -216,13 +216,13 @@ def paint_scene(
     """Paints one scene; it depends on nothing but the arguments.
 
     Args:
-      seed: of the whole dataset, >= 0.
-      split: "train" or "val".
-      index: number of the scene in its split, >= 0.
-      size: (height, width) in pixels, each >= 32.
+        seed: of the whole dataset, >= 0.
+        split: "train" or "val".
+        index: number of the scene in its split, >= 0.
+        size: (height, width) in pixels, each >= 32.
 
     Returns:
-      image uint8 [H, W, 3] and Cityscapes label ids uint8 [H, W].
+        image uint8 [H, W, 3] and Cityscapes label ids uint8 [H, W].
     """
     rng = np.random.default_rng([seed, list(CITIES).index(split), index])
     street = Street(rng, size)
@@ -241,14 +241,14 @@ def write_dataset(
     """Writes leftImg8bit/ and gtFine/ below output_dir, all of it or nothing.
 
     Args:
-      output_dir: a directory that is empty or does not exist yet.
-      num_train: number of training scenes.
-      num_val: number of validation scenes.
-      size: (height, width) in pixels, each >= 32.
-      seed: equal seeds give identical files, >= 0.
+        output_dir: a directory that is empty or does not exist yet.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        size: (height, width) in pixels, each >= 32.
+        seed: equal seeds give identical files, >= 0.
 
     Raises:
-      RunError: output_dir is not empty, or something could not be written; then nothing is there.
+        RunError: output_dir is not empty, or something could not be written; then nothing is there.
     """
     with write_directory_atomically(output_dir, "--output_dir") as directory:
         for split, count in (("train", num_train), ("val", num_val)):

@@ -28,7 +28,7 @@ def open_source(source_dir: Path) -> Source:
     A split without a list, or without any of its images, is skipped with a line.
 
     Raises:
-      RunError: there is no split, or a split without any image or label that its list names.
+        RunError: there is no split, or a split without any image or label that its list names.
     """
     root = find_root(source_dir)
     images, labels = image_files(root), files(root / "SegmentationClass", ".png")
@@ -81,7 +81,7 @@ def read_list(path: Path) -> list[str]:
     """The names in a list of images, sorted, each once.
 
     Raises:
-      RunError: the file is missing, empty or no text.
+        RunError: the file is missing, empty or no text.
     """
     try:
         names = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
@@ -106,13 +106,13 @@ def listed(names: Sequence[str], there: Collection[str], listed_in: Path, where:
     """Those of the names that have a file; a warning says which first one has none, and how many.
 
     Args:
-      names: the names in the list.
-      there: the names that have a file.
-      listed_in: the list.
-      where: path of such a file, with * for the name.
+        names: the names in the list.
+        there: the names that have a file.
+        listed_in: the list.
+        where: path of such a file, with * for the name.
 
     Raises:
-      RunError: none has a file.
+        RunError: none has a file.
     """
     missing = sorted(set(names) - set(there))
     if missing:

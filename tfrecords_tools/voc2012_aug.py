@@ -34,7 +34,7 @@ def open_source(source_dir: Path) -> Source:
     """Finds VOC as voc2012.open_source does, and SBD.
 
     Raises:
-      RunError: VOC's train split, its list val or SBD is missing, or some of a split's files.
+        RunError: VOC's train split, its list val or SBD is missing, or some of a split's files.
     """
     voc, root = voc2012.open_source(source_dir), voc2012.find_root(source_dir)
     if "train" not in voc.splits:

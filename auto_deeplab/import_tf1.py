@@ -62,7 +62,7 @@ class Classes(NamedTuple):
 
     dataset: str
     names: Sequence[str]
-    palette: Sequence[datasets.Color]
+    palette: Sequence[datasets.Colour]
     guessed: bool
 
 

@@ -27,8 +27,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 _ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 # A PNG begins with 8 bytes and its first chunk: length, "IHDR", width, height, bits, colour type.
-_PNG_BITS, _PNG_COLOR_TYPE = 24, 25
-_COLOR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
+_PNG_BITS, _PNG_COLOUR_TYPE = 24, 25
+_COLOUR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
 
 
 def decode_image(encoded: tf.Tensor) -> tf.Tensor:
@@ -75,12 +75,12 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: the file is damaged or of another kind.
     """
-    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_COLOR_TYPE + 1)
-    kind = tf.gather(header, (*range(len(_PNG)), _PNG_BITS, _PNG_COLOR_TYPE))
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_COLOUR_TYPE + 1)
+    kind = tf.gather(header, (*range(len(_PNG)), _PNG_BITS, _PNG_COLOUR_TYPE))
 
     def refused() -> tf.Tensor:
-        color = tf.gather(_COLOR_TYPES, tf.minimum(tf.cast(kind[-1], tf.int32), 6))
-        found = tf.strings.join(["a PNG, ", tf.strings.as_string(kind[-2]), "-bit ", color])
+        colour = tf.gather(_COLOUR_TYPES, tf.minimum(tf.cast(kind[-1], tf.int32), 6))
+        found = tf.strings.join(["a PNG, ", tf.strings.as_string(kind[-2]), "-bit ", colour])
         found = tf.where(_begins(encoded, _PNG), found, "no PNG")
         wrong = [
             whose,

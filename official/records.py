@@ -131,7 +131,7 @@ def metadata(
         "format": METADATA_FORMAT,
         "name": name,
         "class_names": list(class_names),
-        "palette": [list(color) for color in palette],
+        "palette": [list(colour) for colour in palette],
         "ignore_label": IGNORE_LABEL,
         "options": options,
         "sizes": {},
@@ -222,7 +222,7 @@ def _describe_shards(
     )
 
 
-def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
+def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
     """Names and colours of the dataset of so many classes for which DeepLab has a script."""
     known = (
         (datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),

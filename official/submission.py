@@ -44,7 +44,7 @@ class Submission:
 
     file_of: Callable[[str], str]
     values: Sequence[int]
-    palette: Sequence[datasets.Color] | None
+    palette: Sequence[datasets.Colour] | None
     one_answer_each: bool
 
 

@@ -276,7 +276,7 @@ def _without_void(label: np.ndarray, description: Description) -> np.ndarray:
 
 def _draw_legend(examples: list[Example], description: Description, max_rows: int) -> Image.Image:
     palette = np.array(description.palette, np.uint8)
-    gray = np.full((*SWATCH, 3), 128, np.uint8)
+    grey = np.full((*SWATCH, 3), 128, np.uint8)
     shown = [
         set(np.unique(_without_void(example.label[~example.padding], description)).tolist())
         for example in examples
@@ -285,7 +285,7 @@ def _draw_legend(examples: list[Example], description: Description, max_rows: in
     marks = {}
     if description.num_classes in classes:
         classes.remove(description.num_classes)
-        marks["void"] = draw_overlay(gray, np.full(SWATCH, len(palette)), palette)
+        marks["void"] = draw_overlay(grey, np.full(SWATCH, len(palette)), palette)
     if any(example.padding.any() for example in examples):
         marks["padding"] = checkerboard(SWATCH)
     return draw_legend(

@@ -15,7 +15,7 @@ from official.files import write_atomically
 from official.records import Description
 from tfrecords_tools.findings import Findings
 
-INK, GRAY, PALE_GRAY = "#222222", "#8a8a8a", "#e3e3e3"
+INK, GREY, PALE_GREY = "#222222", "#8a8a8a", "#e3e3e3"
 FILLS = ("#1f5fbf", "#d2791e", "#2e8b57", "#8e44ad", "#168f9c", "#a83279")
 """Colours of the splits, over and over."""
 
@@ -145,10 +145,10 @@ def _draw_column(
             axes.axhspan(row * pitch, (row + 1) * pitch, color="#f6f6f6", zorder=0)
         text: dict[str, Any] = {"va": "center_baseline", "clip_on": False, "parse_math": False}
         axes.text(-0.34, middle, name, ha="right", size=9, color=INK, **text)
-        color = "white" if is_void else [value / 255 for value in description.palette[label]]
+        colour = "white" if is_void else [value / 255 for value in description.palette[label]]
         swatch: dict[str, Any] = {
-            "facecolor": color,
-            "edgecolor": GRAY,
+            "facecolor": colour,
+            "edgecolor": GREY,
             "linewidth": 0.6,
             "clip_on": False,
         }
@@ -164,17 +164,17 @@ def _draw_column(
             shown = _percent(share) if share or is_void else "never"
             ink = INK if share or is_void else "#c0392b"
             axes.text(size + 0.05, at, shown, ha="left", size=7.5, color=ink, **text)
-    axes.axvline(0, color=GRAY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
     ticks = [percent for percent in (0, 1, 4, 10, 20, 40, 60, 80) if percent <= 100 * largest]
     places = [longest * math.sqrt(percent / 100 / largest) for percent in ticks]
-    axes.set_xticks(places, [f"{percent} %" for percent in ticks], size=8, color=GRAY)
+    axes.set_xticks(places, [f"{percent} %" for percent in ticks], size=8, color=GREY)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel("lengths are square roots of the shares", size=8, color=GRAY)
+    axes.set_xlabel("lengths are square roots of the shares", size=8, color=GREY)
     axes.set_xlim(0, PANEL)
     axes.set_ylim(length * pitch, 0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.grid(axis="x", color=PALE_GRAY, linewidth=0.6, zorder=0)
+    axes.grid(axis="x", color=PALE_GREY, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
 
 

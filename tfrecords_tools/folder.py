@@ -68,7 +68,7 @@ def open_source(source_dir: Path) -> Source:
     return Source(class_names, palette, splits, read_label, turned_labels=True)
 
 
-def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
+def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
     """Reads the names and colours in a classes.txt; distinct colours where it gives none.
 
     Raises:
@@ -96,12 +96,12 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
     if lines[0].partition("\t")[0].strip().lower() == "background":
         palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
-        name, _, color = (part.strip() for part in line.partition("\t"))
+        name, _, colour = (part.strip() for part in line.partition("\t"))
         if name in names:
             raise RunError(f"{path} has the class {name!r} twice: give every class another name")
         names.append(name)
-        if color:
-            palette[i] = _color(color, path)
+        if colour:
+            palette[i] = _read_colour(colour, path)
         elif re.search(r"\S[ ,;]+\d+[ ,;]+\d+[ ,;]+\d+$", name):
             print(
                 f"warning: {path}: the whole line {name!r} is taken for a class' name: if it ends "
@@ -132,7 +132,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     return values
 
 
-def _color(text: str, path: Path) -> datasets.Color:
+def _read_colour(text: str, path: Path) -> datasets.Colour:
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) for part in parts if part.isdecimal()]
     if len(parts) != 3 or len(values) != 3 or max(values) > 255:

@@ -57,7 +57,7 @@ def test_names_of_shards(tmp_path, split, suffix):
 
 
 @pytest.mark.parametrize(
-    ("classes", "first", "last", "color"),
+    ("classes", "first", "last", "colour"),
     [
         (19, "road", "bicycle", (119, 11, 32)),
         (21, "background", "tvmonitor", (0, 64, 128)),
@@ -66,11 +66,11 @@ def test_names_of_shards(tmp_path, split, suffix):
         (6, "class 0", "class 5", datasets.distinct_palette(6)[-1]),
     ],
 )
-def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, color):
+def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, colour):
     description = read_description(str(data), classes)
     assert len(description.class_names) == len(description.palette) == classes
     assert (description.class_names[0], description.class_names[-1]) == (first, last)
-    assert description.palette[-1] == color
+    assert description.palette[-1] == colour
 
 
 def test_fingerprint_follows_what_is_there_not_where(data, tmp_path):

@@ -45,7 +45,7 @@ def test_cityscapes_train_ids_are_the_published_ones():
     ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = [ids.index(i) if i in ids else 255 for i in range(34)]
     assert cityscapes.train_ids().tolist() == expected
-    assert len({color for _, _, color in CITYSCAPES_CLASSES}) == 19
+    assert len({colour for _, _, colour in CITYSCAPES_CLASSES}) == 19
     assert CITYSCAPES_CLASSES[13] == (26, "car", (0, 0, 142))
 
 

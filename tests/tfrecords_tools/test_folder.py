@@ -64,8 +64,8 @@ def test_conversion(source, tmp_path, capsys):
     description = read_description(str(tmp_path / "data"))
     assert set(description.splits) == {"train", "val", "extra"}
     assert description.class_names == ("ground", "road way", "car")
-    colors = distinct_palette(3)
-    assert description.palette == (colors[0], (1, 2, 3), colors[2])
+    colours = distinct_palette(3)
+    assert description.palette == (colours[0], (1, 2, 3), colours[2])
     train = contents(tmp_path / "data", "train")
     # The order of the names; files keep their bytes.
     expected = {"a": ".JPG", "b": ".png", "more/a": ".jpeg"}

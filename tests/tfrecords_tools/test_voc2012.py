@@ -23,7 +23,7 @@ CLASSES = [
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 ]
-COLORS = {
+COLOURS = {
     "background": (0, 0, 0),
     "aeroplane": (128, 0, 0),
     "cat": (64, 0, 0),
@@ -137,12 +137,12 @@ def test_index_is_class_and_border_is_void(source, tmp_path, capsys):
     root, name = source / "VOCdevkit" / "VOC2012", "2007_000039"
     with Image.open(root / "SegmentationClass" / f"{name}.png") as image:
         painted = np.asarray(image.convert("RGB"))
-    assert tuple(painted[0, 5]) == COLORS["person"] and tuple(painted[2, 0]) == BORDER
+    assert tuple(painted[0, 5]) == COLOURS["person"] and tuple(painted[2, 0]) == BORDER
     convert("voc2012", str(source), str(tmp_path / "data"))
     description = read_description(str(tmp_path / "data"))
     assert list(description.class_names) == CLASSES and description.num_classes == 21
-    for class_name, color in COLORS.items():
-        assert description.palette[CLASSES.index(class_name)] == color
+    for class_name, colour in COLOURS.items():
+        assert description.palette[CLASSES.index(class_name)] == colour
     for split, names in LISTS.items():
         records = contents(tmp_path / "data", split)
         assert list(records) == [f"JPEGImages/{each}" for each in names]

@@ -247,7 +247,7 @@ def name_classes(num_classes: int, description: Description | None) -> Classes:
     if num_classes == len(datasets.VOC_NAMES):
         return Classes("voc2012", datasets.VOC_NAMES, datasets.VOC_PALETTE, guessed=True)
     names = [f"class {number}" for number in range(num_classes)]
-    return Classes("unknown", names, datasets.distinct_palette(num_classes), guessed=True)
+    return Classes("unknown", names, datasets.make_distinct_palette(num_classes), guessed=True)
 
 
 @contextmanager

@@ -72,14 +72,14 @@ from official import (
 )
 from official.command_line import run_app
 from official.errors import RunError, UsageError, explain
-from official.evaluation import Logits, class_table, split_evaluator, write_metrics
+from official.evaluation import Logits, format_class_table, make_split_evaluator, write_metrics
 from official.export import export
 from official.files import make_directory
-from official.flagfiles import located
-from official.prediction import picture_files, predict, split_images
+from official.flagfiles import locate
+from official.prediction import open_pictures, open_split, predict
 from official.records import Description, read_description
 from official.sizes import OWN_SIZE, Sizes
-from official.submission import Submission, new_submission
+from official.submission import Submission, make_submission
 from official.training_loop import Row, read_history, run
 
 FLAGS = flags.FLAGS
@@ -114,7 +114,7 @@ def main() -> None:
         raise UsageError(f"--mode is needed: one of {', '.join(modes)}")
     for name, value in DEFAULTS.get(FLAGS.mode, {}).items():
         FLAGS.set_default(name, value)
-    mode_flags.check(located(sys.argv[1:], also=CONFIGS), FLAGS)
+    mode_flags.check(locate(sys.argv[1:], also=CONFIGS), FLAGS)
     needed(*NEEDED[FLAGS.mode])
     try:
         modes[FLAGS.mode]()
@@ -180,7 +180,7 @@ def search_mode() -> None:
         }
 
     def stream(number: int, first_step: int) -> Iterator[Any]:
-        return input_pipeline.distributed_batches(
+        return input_pipeline.distribute_batches(
             *(strategy, description, FLAGS.train_split),
             start_step=max(0, start_step - first_step),
             records=halves[number],
@@ -268,7 +268,7 @@ def train_mode() -> None:
         write_record(identity, description)
 
     evaluate = validation(answers(averaged or network), description, strategy)
-    stream = input_pipeline.distributed_batches(
+    stream = input_pipeline.distribute_batches(
         *(strategy, description, FLAGS.train_split), start_step=start_step, **stream_options()
     )
     report_every = FLAGS.eval_every or max(1, FLAGS.train_steps // 20)
@@ -305,7 +305,7 @@ def eval_mode() -> None:
     warn_of_scale(record, description)
     description.split(FLAGS.eval_split)
     network, step, path = trained(strategy)
-    evaluate = split_evaluator(
+    evaluate = make_split_evaluator(
         answers(network),
         description,
         FLAGS.eval_split,
@@ -315,7 +315,7 @@ def eval_mode() -> None:
         flip=FLAGS.eval_flip,
     )
     metrics, counts = evaluate()
-    say(class_table(metrics))
+    say(format_class_table(metrics))
     written, table, picture = evaluation_files(evaluation_name(record, description, step))
     confusion_matrix.write(table, counts, metrics["class_names"])
     confusion_matrix.draw(picture, counts, metrics, split=FLAGS.eval_split, step=step)
@@ -372,9 +372,9 @@ def predict_mode() -> None:
     submission = submission_form(class_names, description)
     sizes = scale_of_images(record, description)
     if description:
-        pictures = split_images(description, FLAGS.eval_split)
+        pictures = open_split(description, FLAGS.eval_split)
     else:
-        pictures = picture_files(FLAGS.input, FLAGS.output_dir)
+        pictures = open_pictures(FLAGS.input, FLAGS.output_dir)
     network, _, _ = trained(strategy)
     done = predict(
         answers(network),
@@ -431,7 +431,7 @@ def profile_mode() -> None:
     network = new_network(genotype, identity, num_classes)
     parts = model_cost.count(network, tuple(FLAGS.crop_size))
     print(model_cost.format_table(parts, tuple(FLAGS.crop_size)))
-    print(json.dumps(model_cost.summary(parts, tuple(FLAGS.crop_size))))
+    print(json.dumps(model_cost.summarize(parts, tuple(FLAGS.crop_size))))
 
 
 def write_cost_table() -> None:
@@ -806,7 +806,7 @@ def submission_form(
                 f"--data_dir={FLAGS.data_dir} were converted with --{name}={value}"
             )
     split = FLAGS.eval_split if description else "test"
-    return new_submission(FLAGS.submission, class_names, split)
+    return make_submission(FLAGS.submission, class_names, split)
 
 
 def restored(
@@ -993,7 +993,7 @@ def stream_options() -> dict[str, Any]:
 
 def validation(model: Logits, description: Description, strategy: Any) -> Callable[[], Row]:
     """A function that evaluates the model as it is now, in the words of history.jsonl."""
-    evaluate = split_evaluator(
+    evaluate = make_split_evaluator(
         model,
         description,
         FLAGS.eval_split,

@@ -45,7 +45,7 @@ SHAPES = {
 ROUNDS = 3
 
 
-def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+def make_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """Large and small shapes with the noise of a camera: it compresses about as a photo does."""
     image = np.zeros([height, width, 3])
     for size in (256, 64, 16, 4):
@@ -56,7 +56,7 @@ def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     return Image.fromarray(np.clip(image, 0, 255).astype("uint8"))
 
 
-def label(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+def make_label(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """Regions of 19 classes."""
     coarse = rng.integers(0, 19, (height // 48 + 1, width // 48 + 1)).astype("uint8")
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
@@ -71,9 +71,9 @@ def write_records(
     with tf.io.TFRecordWriter(file) as writer:
         for number in range(count):
             features = {
-                "image/encoded": encoded(photo(rng, height, width), image_format),
+                "image/encoded": encode(make_photo(rng, height, width), image_format),
                 "image/filename": f"{number:04d}".encode(),
-                "image/segmentation/class/encoded": encoded(label(rng, height, width), "png"),
+                "image/segmentation/class/encoded": encode(make_label(rng, height, width), "png"),
             }
             feature = {
                 name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -86,16 +86,16 @@ def write_records(
     return Description("benchmark", directory, names, ((0, 0, 0),) * 19, 255, {"train": split}, {})
 
 
-def encoded(image: Image.Image, image_format: str) -> bytes:
+def encode(image: Image.Image, image_format: str) -> bytes:
     """The bytes of the file."""
     stream = io.BytesIO()
     image.save(stream, image_format, **({"quality": 92} if image_format == "jpeg" else {}))
     return stream.getvalue()
 
 
-def decoded(description: Description) -> Iterator[object]:
+def decode_alone(description: Description) -> Iterator[object]:
     """All images and labels decoded and no more, endlessly."""
-    chosen, read = input_pipeline.record_reader(description, "train")
+    chosen, read = input_pipeline.make_record_reader(description, "train")
     dataset = tf.data.Dataset.from_tensor_slices(chosen).repeat()
 
     def size(record: tf.Tensor) -> tf.Tensor:
@@ -107,12 +107,12 @@ def decoded(description: Description) -> Iterator[object]:
     return iter(dataset.batch(1).prefetch(tf.data.AUTOTUNE))
 
 
-def fed(
+def feed_training(
     description: Description, crop: int, resize_longer_side: int | None = None
 ) -> Iterator[object]:
     """What training is fed with."""
     return iter(
-        input_pipeline.train_batches(
+        input_pipeline.make_train_batches(
             *(description, "train"),
             seed=0,
             batch_size=1,
@@ -125,7 +125,7 @@ def fed(
     )
 
 
-def rate(iterator: Iterator[object], seconds: float) -> float:
+def measure_rate(iterator: Iterator[object], seconds: float) -> float:
     """Elements per second; the first few, which start threads and fill buffers, do not count."""
     for _ in range(4):
         next(iterator)
@@ -147,9 +147,9 @@ def main() -> None:
             description = write_records(directory, values.images, image_format, height, width)
             limits, rates = [], []
             for _ in range(ROUNDS):
-                limits.append(rate(decoded(description), values.seconds / ROUNDS))
-                batches = fed(description, crop, longer_side)
-                rates.append(rate(batches, values.seconds / ROUNDS))
+                limits.append(measure_rate(decode_alone(description), values.seconds / ROUNDS))
+                batches = feed_training(description, crop, longer_side)
+                rates.append(measure_rate(batches, values.seconds / ROUNDS))
         limit, pipeline = max(limits), max(rates)
         print(f"{name:<32}{limit:>14.1f}{pipeline:>10.1f}{pipeline / limit:>8.0%}", flush=True)
         results[name] = {"decode_images_per_s": limit, "pipeline_images_per_s": pipeline}

@@ -127,7 +127,7 @@ def measured(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
     images = tf.TensorSpec(image_shape, tf.float32)
     forward = functools.partial(model, training=False)
-    gflop = passes * 2 * model_cost.multiply_adds(forward, [images]) / 1e9
+    gflop = passes * 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
     conv = machine.rates()["conv_gflops"]
     return {
         "params_millions": sum(np.prod(v.shape) for v in model.trainable_variables) / 1e6,

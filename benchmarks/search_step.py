@@ -127,7 +127,7 @@ class Setting:
             return supernet(images, *searching.architecture.probabilities(), training=True)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
-        return 2 * model_cost.multiply_adds(forward, [images]) / 1e9
+        return 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
 
 
 def define_flags() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 
-def decay_at(decay: float, step: tf.Tensor) -> tf.Tensor:
+def compute_decay(decay: float, step: tf.Tensor) -> tf.Tensor:
     """The share of the old average that step t keeps: min(decay, (1 + t) / (10 + t)), float32.
 
     So the first steps are not dominated by the initial values: the rule of TensorFlow 1's
@@ -31,7 +31,7 @@ def start(averages: Sequence[Any], variables: Sequence[Any]) -> None:
         averages: Keras variables, with the same paths in the same order as `variables`.
         variables: what is trained.
     """
-    for average, variable in _pairs(averages, variables):
+    for average, variable in _pair_variables(averages, variables):
         average.assign(tf.convert_to_tensor(variable))
 
 
@@ -54,11 +54,11 @@ def update(
     def blend(average: tf.Variable, variable: tf.Variable) -> None:
         average.assign_sub((1.0 - decay) * (average - variable))
 
-    for average, variable in _pairs(averages, variables):
+    for average, variable in _pair_variables(averages, variables):
         strategy.extended.update(average, blend, args=(variable,))
 
 
-def _pairs(
+def _pair_variables(
     averages: Sequence[Any], variables: Sequence[Any]
 ) -> Iterator[tuple[tf.Variable, tf.Variable]]:
     for average, variable in zip(averages, variables, strict=True):

@@ -22,7 +22,7 @@ from absl import app, flags, logging
 
 from official import command_help
 from official.errors import RunError, UsageError, explain
-from official.flagfiles import expanded
+from official.flagfiles import expand
 
 TRACEBACK = "AUTO_DEEPLAB_TRACEBACK"
 """The environment variable that has the traceback of any error printed above its line."""
@@ -41,7 +41,7 @@ def run_app(
     Args:
         main: reads the flags.
         help_text: see `answer_help`.
-        flagfile_directories: see `flagfiles.expanded`.
+        flagfile_directories: see `flagfiles.expand`.
 
     Raises:
         SystemExit: `main` did not return, or help was asked for (exit code 0).
@@ -53,7 +53,7 @@ def run_app(
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            arguments = flags.FLAGS(expanded(sys.argv, also=flagfile_directories))
+            arguments = flags.FLAGS(expand(sys.argv, also=flagfile_directories))
         except SystemExit:  # absl has answered --helpfull, and calls that a failure
             raise SystemExit(0) from None
         if len(arguments) > 1:
@@ -78,7 +78,9 @@ def answer_help(help_text: Callable[[Sequence[str]], str] | None = None) -> None
         SystemExit: help was asked for.
     """
     if command_help.is_wanted(sys.argv[1:]):
-        answer = help_text(sys.argv[1:]) if help_text else command_help.of_main(flags.FLAGS)
+        answer = (
+            help_text(sys.argv[1:]) if help_text else command_help.describe_main_module(flags.FLAGS)
+        )
         print(answer, end="", flush=True)
         raise SystemExit(0)
 
@@ -102,7 +104,7 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise SystemExit(_say(error, "interrupted", 130)) from None
     except Exception as error:
-        raise SystemExit(_say(error, _unforeseen(error), 1)) from None
+        raise SystemExit(_say(error, _explain_unforeseen(error), 1)) from None
 
 
 def _say(error: BaseException, message: str, code: int) -> int:
@@ -117,7 +119,7 @@ def _shows_traceback() -> bool:
     return os.environ.get(TRACEBACK, "0") not in ("", "0")
 
 
-def _unforeseen(error: Exception) -> str:
+def _explain_unforeseen(error: Exception) -> str:
     """What was being done, what went wrong, and where the rest is.
 
     What was being done are the error's notes, the innermost first (BaseException.add_note).
@@ -125,10 +127,10 @@ def _unforeseen(error: Exception) -> str:
     notes = [note.splitlines()[0] for note in getattr(error, "__notes__", []) if note]
     doing = ", ".join([Path(sys.argv[0]).name, *reversed(notes)])
     what = f"{type(error).__name__}: {_shorten(explain(error))}".removesuffix(": ")
-    return f"{doing}: {what} ({_place_of_traceback(error)})"
+    return f"{doing}: {what} ({_keep_traceback(error)})"
 
 
-def _place_of_traceback(error: Exception) -> str:
+def _keep_traceback(error: Exception) -> str:
     if _shows_traceback():
         return "the traceback is above"
     text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"

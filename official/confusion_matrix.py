@@ -26,7 +26,7 @@ def write(path: PathLike, confusion: np.ndarray, class_names: Sequence[str]) -> 
 
     Args:
         path: the file; an older one is replaced.
-        confusion: int64 [C, C], as of segmentation_metrics.confusion_matrix.
+        confusion: int64 [C, C], as of segmentation_metrics.count_confusions.
         class_names: C names, which become the first row and the first column.
 
     Raises:

@@ -11,21 +11,21 @@ import numpy as np
 Colour = tuple[int, int, int]
 
 
-def distinct_palette(num_colours: int) -> tuple[Colour, ...]:
+def make_distinct_palette(num_colours: int) -> tuple[Colour, ...]:
     """Colours that are far from each other, for labels 0..num_colours-1 (at most 256).
 
     Each is, of all that are neither very dark, very light, grey nor glaring, the one farthest from
     those before it: by the distance in CIELAB (CIE 1976, D65), where 2.3 is just noticeable. The
     least distance is 57 among the first eight colours, 34 among twenty, 11 among 256.
     """
-    return _distinct_colours()[:num_colours]
+    return _find_distinct_colours()[:num_colours]
 
 
 @functools.cache
-def _distinct_colours() -> tuple[Colour, ...]:
+def _find_distinct_colours() -> tuple[Colour, ...]:
     steps = np.arange(0, 256, 17)
     colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    lab = cielab(colours)
+    lab = convert_to_cielab(colours)
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     fit = (lightness >= 35) & (lightness <= 90) & (chroma >= 25) & (chroma <= 90)
     colours, lab = colours[fit], lab[fit]
@@ -37,7 +37,7 @@ def _distinct_colours() -> tuple[Colour, ...]:
     return tuple((red, green, blue) for red, green, blue in colours[chosen].tolist())
 
 
-def cielab(colours: np.ndarray) -> np.ndarray:
+def convert_to_cielab(colours: np.ndarray) -> np.ndarray:
     """L*, a*, b* of sRGB colours 0..255, white D65: [..., 3] -> float64 [..., 3]."""
     encoded = np.asarray(colours, np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
@@ -87,16 +87,16 @@ VOC_NAMES = (
 )
 
 
-def voc_palette(num_colours: int) -> tuple[Colour, ...]:
+def make_voc_palette(num_colours: int) -> tuple[Colour, ...]:
     """The colours of VOC's label images, for labels 0..num_colours-1 (at most 256).
 
     The three lowest bits of a label are the highest bits of red, green and blue, the next three the
     next ones, and so on.
     """
-    return tuple(_voc_colour(label) for label in range(num_colours))
+    return tuple(_make_voc_colour(label) for label in range(num_colours))
 
 
-def _voc_colour(label: int) -> Colour:
+def _make_voc_colour(label: int) -> Colour:
     red, green, blue = (
         sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
         for channel in range(3)
@@ -104,7 +104,7 @@ def _voc_colour(label: int) -> Colour:
     return red, green, blue
 
 
-VOC_PALETTE = voc_palette(len(VOC_NAMES))
+VOC_PALETTE = make_voc_palette(len(VOC_NAMES))
 
 # ADE20K as in the scene parsing benchmark SceneParse150 (its objectInfo150.txt and color150): the
 # first of each class' names, and its colour, for the labels 1..150 in that order; 0 is void. Road

@@ -65,7 +65,7 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
+def read_image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
     """Height and width of the image in the tf.Example that data[start:end] holds.
 
     They are what the record says, found without reading the image; if it says nothing, the image's
@@ -74,24 +74,24 @@ def image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]
     Raises:
         ValueError: it holds no tf.Example with an image.
     """
-    sides = _features(data, start, end, _SIDES)
+    sides = _read_features(data, start, end, _SIDES)
     values = [sides[key].int64_list.value for key in _SIDES if key in sides]
     if len(values) == 2 and all(len(value) == 1 and value[0] > 0 for value in values):
         return values[0][0], values[1][0]
-    image = _features(data, start, end, ("image/encoded",)).get("image/encoded")
+    image = _read_features(data, start, end, ("image/encoded",)).get("image/encoded")
     if image is None or len(image.bytes_list.value) != 1:
         raise ValueError("there is no image/encoded")
     return read_size(image.bytes_list.value[0])
 
 
-def _features(
+def _read_features(
     data: bytes | mmap.mmap, start: int, end: int, keys: Collection[str]
 ) -> dict[str, tf.train.Feature]:
     """The features of those keys in a serialised tf.Example; what the others hold is not read."""
     found = {}
-    for _, features_start, features_end in _fields(data, start, end):
-        for _, entry_start, entry_end in _fields(data, features_start, features_end):
-            entry = {number: span for number, *span in _fields(data, entry_start, entry_end)}
+    for _, features_start, features_end in _walk_fields(data, start, end):
+        for _, entry_start, entry_end in _walk_fields(data, features_start, features_end):
+            entry = {number: span for number, *span in _walk_fields(data, entry_start, entry_end)}
             if not {1, 2} <= entry.keys():
                 raise ValueError("a feature without key or value")
             key = data[slice(*entry[1])].decode()
@@ -103,20 +103,20 @@ def _features(
     return found
 
 
-def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _walk_fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, start and end of each field of a protocol buffer whose fields are delimited."""
     while start < end:
-        tag, start = _varint(data, start, end)
+        tag, start = _read_varint(data, start, end)
         if tag & 7 != _LENGTH_DELIMITED:
             raise ValueError("it is no tf.Example")
-        length, start = _varint(data, start, end)
+        length, start = _read_varint(data, start, end)
         if start + length > end:
             raise ValueError("it is no tf.Example")
         yield tag >> 3, start, start + length
         start += length
 
 
-def _varint(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
     """A number, seven bits to a byte from the lowest on, and where what follows it begins."""
     value = 0
     for place in range(start, end):

@@ -30,10 +30,10 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
         uint8 [H, W, 3].
     """
     void = labels >= len(palette)
-    image = brightened(image)
+    image = brighten(image)
     blend = 0.5 * image + 0.5 * palette[np.where(void, 0, labels)]
     if void.any():
-        striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * stripes(labels.shape)
+        striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * draw_stripes(labels.shape)
         blend = np.where(void[..., np.newaxis], striped, blend)
     width = 1 + min(labels.shape) // 700  # stays visible when a large picture is shown small
     border = np.zeros(labels.shape, bool)
@@ -43,7 +43,7 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
     return blend.round().astype(np.uint8)
 
 
-def brightened(image: np.ndarray) -> np.ndarray:
+def brighten(image: np.ndarray) -> np.ndarray:
     """A picture whose values are MEAN on average, or more if they were: float64, in 0..255.
 
     First all are multiplied, until one in a hundred is white; if that is not enough, a power of
@@ -62,13 +62,13 @@ def brightened(image: np.ndarray) -> np.ndarray:
     return 255 * values**power
 
 
-def stripes(shape: tuple[int, ...]) -> np.ndarray:
+def draw_stripes(shape: tuple[int, ...]) -> np.ndarray:
     """Thin diagonal stripes: bool [H, W, 1], True on them."""
     rows, columns = np.indices(shape)
     return ((rows + columns) % 10 < 2)[..., np.newaxis]
 
 
-def checkerboard(shape: tuple[int, ...]) -> np.ndarray:
+def draw_checkerboard(shape: tuple[int, ...]) -> np.ndarray:
     """Squares of two light greys, as editors show what is not there: uint8 [H, W, 3]."""
     rows, columns = np.indices(shape) // 8
     return np.where((rows + columns) % 2, 255, 215)[..., np.newaxis].repeat(3, -1).astype(np.uint8)
@@ -96,11 +96,11 @@ def draw_legend(
         for index in (range(len(class_names)) if classes is None else classes)
     ]
     entries += [("", name, pattern) for name, pattern in (marks or {}).items()]
-    text, gap = font(20), 14
+    text, gap = load_font(20), 14
     rows = min(len(entries), max_rows)
     columns = -(-len(entries) // rows)
-    number_width = max(text_width(text, number) for number, _, _ in entries)
-    name_width = max(text_width(text, name) for _, name, _ in entries)
+    number_width = max(measure_text(text, number) for number, _, _ in entries)
+    name_width = max(measure_text(text, name) for _, name, _ in entries)
     column = SWATCH[1] + number_width + name_width + 4 * gap
     legend = Image.new("RGB", (columns * column + gap, rows * LEGEND_ROW + 2 * gap), "white")
     draw = ImageDraw.Draw(legend)
@@ -116,12 +116,12 @@ def draw_legend(
     return legend
 
 
-def font(size: int) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
     """The font of all pictures: matplotlib's has Greek, Cyrillic and accents, Pillow's has not."""
     file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(file, size)
 
 
-def text_width(text_font: ImageFont.FreeTypeFont, text: str) -> int:
+def measure_text(text_font: ImageFont.FreeTypeFont, text: str) -> int:
     """Width of a line of text in pixels."""
     return round(text_font.getlength(text))

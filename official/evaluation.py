@@ -10,16 +10,16 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
-from official.input_pipeline import data_error, eval_images
+from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
 from official.records import Description
 from official.resizing import resize_bilinear, sides
-from official.segmentation_metrics import confusion_matrix, summarize
+from official.segmentation_metrics import count_confusions, summarize
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
 
 
-def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+def compute_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
     """The network's answer, checked against the number of classes.
 
     Args:
@@ -42,24 +42,24 @@ def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tenso
     return logits
 
 
-def class_scores(
+def compute_scores(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
     """The scores whose argmax is a pixel's class, in evaluation and prediction alike.
 
     Args:
-        model, images, num_classes, scales, flip: as in mean_probabilities.
+        model, images, num_classes, scales, flip: as those of `average_probabilities`.
 
     Returns:
         float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
-        round two to a tie; else mean_probabilities.
+        round two to a tie; else `average_probabilities`.
     """
     if list(scales) == [1.0] and not flip:
-        return class_logits(model, images, num_classes)
-    return mean_probabilities(model, images, num_classes, scales=scales, flip=flip)
+        return compute_logits(model, images, num_classes)
+    return average_probabilities(model, images, num_classes, scales=scales, flip=flip)
 
 
-def mean_probabilities(
+def average_probabilities(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
     """Class probabilities, averaged over scales and, with `flip`, over left and right.
@@ -68,7 +68,7 @@ def mean_probabilities(
     images' grid before the softmax.
 
     Args:
-        model, images, num_classes: as in class_logits.
+        model, images, num_classes: as those of `compute_logits`.
         scales: factors of the images' sides, > 0.
         flip: whether to add the mirror image at every scale.
 
@@ -79,14 +79,14 @@ def mean_probabilities(
     height, width = sides(images)
     answers = []
     for scale in scales:
-        scaled = resize_bilinear(images, (_scaled(height, scale), _scaled(width, scale)))
+        scaled = resize_bilinear(images, (_scale_side(height, scale), _scale_side(width, scale)))
         for mirror in (tf.identity, _mirror) if flip else (tf.identity,):
-            logits = mirror(class_logits(model, mirror(scaled), num_classes))
+            logits = mirror(compute_logits(model, mirror(scaled), num_classes))
             answers.append(tf.nn.softmax(resize_bilinear(logits, (height, width))))
     return tf.add_n(answers) / len(answers)
 
 
-def _scaled(side: Any, scale: float) -> tf.Tensor:
+def _scale_side(side: Any, scale: float) -> tf.Tensor:
     # Steps between pixels, not pixels, are scaled: that is what aligned corners make exact.
     steps = tf.cast(side - 1, tf.float32) * scale
     return tf.cast(tf.round(steps), tf.int32) + 1
@@ -105,7 +105,7 @@ class Evaluator:
         class_names: C names.
         ignore_label: the label of void pixels, which do not count.
         strategy: every replica works on images of its own.
-        scales, flip: as in class_scores.
+        scales, flip: as those of `compute_scores`.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class Evaluator:
         """One replica's confusion matrix, int64 [C, C], and number of labelled images, int64."""
         images, labels = element["image"], element["label"]
         num_classes = len(self._class_names)
-        scores = class_scores(
+        scores = compute_scores(
             self._model, images, num_classes, scales=self._scales, flip=self._flip
         )
-        confusion = confusion_matrix(
+        confusion = count_confusions(
             tf.cast(labels, tf.int32),
             tf.argmax(scores, -1, output_type=tf.int32),
             num_classes=num_classes,
@@ -207,7 +207,7 @@ class Evaluator:
         return confusion, tf.math.count_nonzero(labelled)
 
 
-def split_evaluator(
+def make_split_evaluator(
     model: Logits,
     description: Description,
     split: str,
@@ -223,7 +223,7 @@ def split_evaluator(
         model, strategy, scales, flip: as Evaluator's.
         description: the data directory's.
         split: name of the split.
-        max_images: as that of input_pipeline.eval_images.
+        max_images: as that of input_pipeline.read_eval_images.
 
     Returns:
         () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be
@@ -239,18 +239,18 @@ def split_evaluator(
     )
 
     def evaluate() -> tuple[dict[str, Any], np.ndarray]:
-        images = eval_images(
+        images = read_eval_images(
             description, split, max_images=max_images, multiple_of=strategy.num_replicas_in_sync
         )
         try:
             return evaluator(images)
         except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
 
     return evaluate
 
 
-def class_table(metrics: dict[str, Any]) -> str:
+def format_class_table(metrics: dict[str, Any]) -> str:
     """A table of every class' IoU and the means, in percent, for terminal and log."""
     rows = [
         (name, "-" if iou is None else f"{100 * iou:.2f}")

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from official.errors import RunError
-from official.evaluation import class_logits
+from official.evaluation import compute_logits
 from official.files import make_directory, write_directory_atomically
 from official.images import decode_image
 from official.paths import check_plain
@@ -108,7 +108,7 @@ class _Served(tf.Module):
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
         def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = sizes.answer(lambda x: class_logits(model, x, num_classes), images)
+            logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), images)
             labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
             if not probabilities:
                 return {"labels": labels}

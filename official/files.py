@@ -187,7 +187,7 @@ def find_files(folder: str | os.PathLike[str]) -> list[Path]:
     """
     return sorted(
         Path(parent, name)
-        for parent, names in _folders(os.fspath(folder), ())
+        for parent, names in _walk_folders(os.fspath(folder), ())
         for name in names
         if not name.startswith(".") and not os.path.isdir(os.path.join(parent, name))
     )
@@ -219,7 +219,9 @@ def _fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
-def _folders(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
+def _walk_folders(
+    folder: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, list[str]]]:
     """Each folder from `folder` on that is not hidden, with the names of all that it holds."""
     status = os.stat(folder)
     here = status.st_dev, status.st_ino
@@ -231,4 +233,4 @@ def _folders(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[
     for name in names:
         path = os.path.join(folder, name)
         if not name.startswith(".") and os.path.isdir(path):
-            yield from _folders(path, (*above, here))
+            yield from _walk_folders(path, (*above, here))

@@ -40,9 +40,9 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
 
     def png() -> tf.Tensor:  # the operation would take GIF and others too
         return tf.cond(
-            _begins(encoded, _PNG),
+            _begins_with(encoded, _PNG),
             lambda: tf.io.decode_png(encoded, channels=3),
-            lambda: _refused("neither PNG nor JPEG", (0, 0, 3)),
+            lambda: _refuse("neither PNG nor JPEG", (0, 0, 3)),
         )
 
     image = tf.cond(is_jpeg(encoded), lambda: tf.io.decode_jpeg(encoded, **_ACCURATE), png)
@@ -81,14 +81,14 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
     def refused() -> tf.Tensor:
         colour = tf.gather(_COLOUR_TYPES, tf.minimum(tf.cast(kind[-1], tf.int32), 6))
         found = tf.strings.join(["a PNG, ", tf.strings.as_string(kind[-2]), "-bit ", colour])
-        found = tf.where(_begins(encoded, _PNG), found, "no PNG")
+        found = tf.where(_begins_with(encoded, _PNG), found, "no PNG")
         wrong = [
             whose,
             "the label map is ",
             found,
             ": it must be an 8-bit grey PNG of class numbers",
         ]
-        return _refused(tf.strings.join(wrong), (0, 0))
+        return _refuse(tf.strings.join(wrong), (0, 0))
 
     return tf.cond(
         tf.reduce_all(kind == tf.constant((*_PNG, 8, 0), tf.uint8)),
@@ -99,10 +99,10 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
 
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     """Whether a file (scalar string) begins as a JPEG does: scalar bool."""
-    return _begins(encoded, _JPEG)
+    return _begins_with(encoded, _JPEG)
 
 
-def orientation(file: bytes) -> int:
+def read_orientation(file: bytes) -> int:
     """A PNG's or JPEG's EXIF orientation, 1..8; 1 is upright, or there is none, or no image.
 
     Nothing here obeys it; it is for warnings.
@@ -137,11 +137,11 @@ def encode_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _begins(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
+def _begins_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
     return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
 
 
-def _refused(message: tf.Tensor | str, shape: tuple[int, ...]) -> tf.Tensor:
+def _refuse(message: tf.Tensor | str, shape: tuple[int, ...]) -> tf.Tensor:
     """Raises InvalidArgumentError when it is run; would be a uint8 tensor of that shape."""
     # The operation itself, whose error outside of graphs has the message alone too.
     failure = tf.raw_ops.Assert(condition=False, data=[message])

@@ -25,20 +25,20 @@ def steps_per_epoch(num_records: int, batch_size: int) -> int:
     return num_records // batch_size
 
 
-def example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
+def make_example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
     """The int64 [2] seed of example `number` (int64 scalar) of one stream of a run."""
     fold_in = tf.random.experimental.stateless_fold_in
     return fold_in(fold_in(tf.constant([0, seed], tf.int64), tf.constant(stream, tf.int64)), number)
 
 
-def shuffled(
+def pick_record(
     number: tf.Tensor, num_records: int, epoch_examples: int, seed: int, stream: int
 ) -> tf.Tensor:
     """Which of `num_records` records example `number` of a stream shows (int64 scalars).
 
     Every `epoch_examples` examples another order of the records begins.
     """
-    order_seed = example_seed(seed, stream, number // epoch_examples)
+    order_seed = make_example_seed(seed, stream, number // epoch_examples)
     return tf.random.experimental.index_shuffle(
         number % epoch_examples, order_seed, num_records - 1
     )
@@ -74,7 +74,7 @@ def check_crop_size(
     Args:
         description: the data directory's description.
         split: name of the split.
-        crop_size, scales, resize_longer_side: as those of `preprocessing.crop_positions`.
+        crop_size, scales, resize_longer_side: as those of `preprocessing.draw_crop_positions`.
     """
     largest = max(scales)
     sides = np.array([size[:2] for size in description.split(split).sizes])
@@ -82,7 +82,7 @@ def check_crop_size(
     if resize_longer_side is not None:
         sides = preprocessing.fit_longer_side(sides, resize_longer_side)
         resizing = f" after --resize_longer_side={resize_longer_side}"
-    sides = preprocessing.scaled_side(sides, largest).numpy()
+    sides = preprocessing.scale_side(sides, largest).numpy()
     if not np.any(np.all(sides >= crop_size, axis=1)):
         height, width = sides[np.argmax(sides.min(axis=1))]
         raise UsageError(
@@ -92,7 +92,7 @@ def check_crop_size(
         )
 
 
-def train_batches(
+def make_train_batches(
     description: Description,
     split: str,
     *,
@@ -120,15 +120,16 @@ def train_batches(
         seed: the run's seed.
         batch_size: global batch size.
         crop_size: (height, width).
-        scales: scale factors to choose from; see `preprocessing.crop_positions`.
+        scales: scale factors to choose from; see `preprocessing.draw_crop_positions`.
         random_crop: whether to crop anywhere, not in the middle.
         flip: whether to mirror at random.
         resize_longer_side: the longer side of every image before it is scaled, or None; see
-            `preprocessing.crop_positions`.
+            `preprocessing.draw_crop_positions`.
         records: int64 [n], numbers of the records to use; None for all.
         stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
         start_step: the global step whose batch comes first.
-        cache: whether to decode all images once and keep them in memory; see `_in_memory`.
+        cache: whether to decode all images once and keep them in memory; see
+            `_read_crops_from_memory`.
         input_context: the tf.distribute.InputContext that `distribute_datasets_from_function`
             gives; then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of
             each global batch.
@@ -141,7 +142,7 @@ def train_batches(
     Raises:
         UsageError: the batch is larger than the number of records.
     """
-    chosen, read = record_reader(description, split)
+    chosen, read = make_record_reader(description, split)
     if records is not None:
         chosen = np.asarray(records, np.int64)
     steps = steps_per_epoch(len(chosen), batch_size)
@@ -154,7 +155,11 @@ def train_batches(
     pipeline = input_context.input_pipeline_id if input_context else 0
     replicas = input_context.num_replicas_in_sync if input_context else 1
     local_batch = batch_size // pipelines
-    read_crop = _in_memory(description, split, chosen) if cache else _from_files(description, read)
+    read_crop = (
+        _read_crops_from_memory(description, split, chosen)
+        if cache
+        else _read_crops_from_files(description, read)
+    )
     chosen_tensor = tf.constant(chosen)
 
     def stream_number(i: tf.Tensor) -> tf.Tensor:
@@ -162,12 +167,12 @@ def train_batches(
         return i // local_batch * batch_size + pipeline * local_batch + i % local_batch
 
     def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = shuffled(number, len(chosen), steps * batch_size, seed, stream)
+        record = pick_record(number, len(chosen), steps * batch_size, seed, stream)
 
         def positions(size: tf.Tensor) -> tuple[preprocessing.Positions, preprocessing.Positions]:
-            return preprocessing.crop_positions(
+            return preprocessing.draw_crop_positions(
                 tf.cast(size, tf.int64),
-                example_seed(seed, stream, number),
+                make_example_seed(seed, stream, number),
                 crop_size=crop_size,
                 scales=scales,
                 random_crop=random_crop,
@@ -189,28 +194,32 @@ def train_batches(
     return dataset.batch(batch_size // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def distributed_batches(
+def distribute_batches(
     strategy: tf.distribute.Strategy, description: Description, split: str, **options: Any
 ) -> Iterator[Any]:
-    """What `train_batches` gives for the other `options`, to all replicas of a strategy, endlessly.
+    """Gives the batches of `make_train_batches` to all replicas of a strategy, endlessly.
+
+    Args:
+        strategy: each of its replicas gets its part of every global batch.
+        description, split, options: as those of `make_train_batches`.
 
     Raises:
         RunError: a record cannot be used.
     """
     iterator = iter(
         strategy.distribute_datasets_from_function(
-            lambda context: train_batches(description, split, input_context=context, **options)
+            lambda context: make_train_batches(description, split, input_context=context, **options)
         )
     )
     while True:
         try:
             batch = next(iterator)
         except tf.errors.OpError as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
         yield batch
 
 
-def eval_images(
+def read_eval_images(
     description: Description,
     split: str,
     *,
@@ -231,7 +240,7 @@ def eval_images(
         Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W], "filename": string
         [1]}.
     """
-    chosen, read = _reader(description, split)
+    chosen, read = _make_reader(description, split)
     total = len(chosen)
     if max_images is not None and max_images < total:
         chosen = chosen[np.arange(max_images) * total // max_images]
@@ -249,15 +258,17 @@ def eval_images(
     return dataset.batch(1).prefetch(tf.data.AUTOTUNE)
 
 
-def data_error(error: tf.errors.OpError, description: Description) -> RunError:
-    """The one-line error for what an iterator over `train_batches` or `eval_images` raised."""
+def make_data_error(error: tf.errors.OpError, description: Description) -> RunError:
+    """Makes the one-line error of what reading a data directory has raised."""
     return RunError(
         f"{description.data_dir}: {explain(error)} "
         "(python -m tfrecords_tools.check names every bad record)"
     )
 
 
-def label_or_void(record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int) -> tf.Tensor:
+def decode_label_or_void(
+    record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int
+) -> tf.Tensor:
     """The label map of a record (see parse_example), uint8 [H, W].
 
     Where a record has none, it is void of that size (height, width).
@@ -270,7 +281,7 @@ def label_or_void(record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: i
     )
 
 
-def record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+def make_record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
     """All record numbers of a split, and a function record number -> parse_example's answer."""
     described = description.split(split)
     file_numbers, offsets = index_records(described.files)
@@ -287,14 +298,14 @@ def record_reader(description: Description, split: str) -> tuple[np.ndarray, Any
     return np.arange(len(offsets), dtype=np.int64), read
 
 
-def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+def _make_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
     """All record numbers of a split, and a function record number -> (image, label, filename)."""
-    numbers, read = record_reader(description, split)
+    numbers, read = make_record_reader(description, split)
 
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         parsed = read(record)
         image = decode_image(parsed["image"])
-        label = label_or_void(parsed, tf.shape(image)[:2], description.ignore_label)
+        label = decode_label_or_void(parsed, tf.shape(image)[:2], description.ignore_label)
         size = tf.shape(image)[:2]
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             return tf.identity(image), tf.identity(label), parsed["filename"]
@@ -308,7 +319,7 @@ _PositionsOf = Callable[[tf.Tensor], tuple[preprocessing.Positions, preprocessin
 _ReadCrop = Callable[[tf.Tensor, _PositionsOf], tuple[tf.Tensor, tf.Tensor]]
 
 
-def _from_files(description: Description, read: Any) -> _ReadCrop:
+def _read_crops_from_files(description: Description, read: Any) -> _ReadCrop:
     """Decodes what a crop needs: of a JPEG its window, of other files all."""
 
     def read_crop(record: tf.Tensor, positions: _PositionsOf) -> tuple[tf.Tensor, tf.Tensor]:
@@ -331,7 +342,7 @@ def _from_files(description: Description, read: Any) -> _ReadCrop:
             return image, tf.shape(image)[:2], tf.zeros([2], tf.int32)
 
         window, size, begin = tf.cond(is_jpeg(encoded), jpeg, other)
-        label = label_or_void(parsed, size, description.ignore_label)
+        label = decode_label_or_void(parsed, size, description.ignore_label)
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             rows, columns = positions(tf.identity(size))
         shifted = (
@@ -348,14 +359,14 @@ def _from_files(description: Description, read: Any) -> _ReadCrop:
     return read_crop
 
 
-def _in_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
+def _read_crops_from_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
     """Decodes the records now, with progress, and samples crops from memory.
 
     tf.data makes a copy of the tensors that it holds, so a pixel takes 9 bytes, and 13 for a moment
     at the start. (Fetching through Python would take 4, but the process could not end while the
     pipeline still asks it.)
     """
-    _, read = _reader(description, split)
+    _, read = _make_reader(description, split)
     dataset = tf.data.Dataset.from_tensor_slices(records)
     dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     images, labels = [], []
@@ -366,7 +377,7 @@ def _in_memory(description: Description, split: str, records: np.ndarray) -> _Re
                 labels.append(label.numpy())
                 progress.advance()
         except tf.errors.OpError as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
     sizes = np.array([label.shape for label in labels], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes.prod(1))])
     place_of = np.zeros(records.max() + 1, np.int64)

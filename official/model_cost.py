@@ -47,30 +47,30 @@ def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
     images = tf.TensorSpec([1, *crop_size, 3], tf.float32)
     graph = tf.function(network).get_concrete_function(images, training=False).graph
     multiply_adds = dict.fromkeys(parameters, 0)
-    for name, operation in _operations(graph, ""):
-        number = _multiply_adds(operation)
+    for name, operation in _walk_operations(graph, ""):
+        number = _count_multiply_adds(operation)
         if number:
-            multiply_adds[_part(name, parameters)] += number
+            multiply_adds[_find_part(name, parameters)] += number
     return [Part(name, parameters[name], multiply_adds[name]) for name in parameters]
 
 
-def multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
+def count_multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
     """The multiply-adds of a function of tensors, from the graph that it is traced to."""
     graph = tf.function(function).get_concrete_function(*inputs).graph
-    return sum(_multiply_adds(operation) for _, operation in _operations(graph, ""))
+    return sum(_count_multiply_adds(operation) for _, operation in _walk_operations(graph, ""))
 
 
-def _operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:
+def _walk_operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:
     """All operations of a graph and of the functions that it calls, with their full names."""
     for operation in graph.get_operations():
         name = scope + operation.name
         yield name, operation
         if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
             called = graph._get_function(operation.get_attr("f").name).graph
-            yield from _operations(called, name + "/")
+            yield from _walk_operations(called, name + "/")
 
 
-def _part(name: str, parts: Collection[str]) -> str:
+def _find_part(name: str, parts: Collection[str]) -> str:
     """The part of an operation, from its name such as network_1/cell_3_1/.../Conv2D."""
     for scope in name.split("/"):
         # Keras opens a layer's name scope twice, and TensorFlow numbers the second one.
@@ -80,7 +80,7 @@ def _part(name: str, parts: Collection[str]) -> str:
     raise ValueError(f"{name} belongs to none of {', '.join(parts)}")
 
 
-def _multiply_adds(operation: tf.Operation) -> int:
+def _count_multiply_adds(operation: tf.Operation) -> int:
     """Multiply-adds of a convolution or matrix product, 0 for anything else."""
     if operation.type == "Conv2D":  # kernel [height, width, inputs of a group, outputs]
         weights_per_output = operation.inputs[1].shape[:3].num_elements()
@@ -95,7 +95,7 @@ def _multiply_adds(operation: tf.Operation) -> int:
     return weights_per_output * operation.outputs[0].shape.num_elements()
 
 
-def summary(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]:
+def summarize(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]:
     """The cost as plain data for JSON: totals, and the same for each part by name."""
 
     def units(parameters: int, multiply_adds: int) -> dict[str, float]:

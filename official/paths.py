@@ -20,7 +20,7 @@ PATTERN_CHARACTERS = "*?[\\"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def local_path(text: str) -> str:
+def expand_path(text: str) -> str:
     """A path as a user writes it, with `~` and `~name` replaced by the home directory.
 
     Raises:
@@ -74,14 +74,14 @@ def check_plain(path: str, what: str) -> None:
         raise RunError(f"{what} {path}: {error}") from None
 
 
-def path_argument(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """For argparse's `type`: a path that TensorFlow can write to, too.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
     try:
-        path = local_path(text)
+        path = expand_path(text)
         check_no_pattern(path)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
@@ -97,7 +97,7 @@ class _PathParser(flags.ArgumentParser):
         self._plain = plain
 
     def parse(self, argument: str) -> str:
-        path = local_path(argument)
+        path = expand_path(argument)
         if self._plain:
             check_no_pattern(path)
         return path

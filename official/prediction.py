@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from official.drawing import Palette, draw_legend, draw_overlay
 from official.errors import RunError, explain
-from official.evaluation import Logits, class_scores
+from official.evaluation import Logits, compute_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
-from official.images import SUFFIXES, decode_image, encode_png, orientation
-from official.input_pipeline import data_error, eval_images
+from official.images import SUFFIXES, decode_image, encode_png, read_orientation
+from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
 from official.records import Description, parse_example
 from official.sizes import OWN_SIZE, Sizes
@@ -41,7 +41,7 @@ class Pictures:
     images: Iterator[np.ndarray]
 
 
-def picture_files(inputs: str, output_dir: str) -> Pictures:
+def open_pictures(inputs: str, output_dir: str) -> Pictures:
     """The pictures that a file name, folder or glob pattern stands for, each at its own size.
 
     Args:
@@ -60,13 +60,13 @@ def picture_files(inputs: str, output_dir: str) -> Pictures:
     )
 
 
-def split_images(description: Description, split: str) -> Pictures:
+def open_split(description: Description, split: str) -> Pictures:
     """The images of a split of a data directory, named as their records; labels do not matter.
 
     Raises:
         RunError: there is no such split, or it cannot be read.
     """
-    elements = eval_images(description, split)
+    elements = read_eval_images(description, split)
     records = tf.data.TFRecordDataset(description.split(split).files)
     filenames = records.map(lambda record: parse_example(record)["filename"])
     names = []
@@ -82,7 +82,7 @@ def _read(dataset: tf.data.Dataset, description: Description) -> Iterator[Any]:
     try:
         yield from dataset
     except tf.errors.OpError as error:
-        raise data_error(error, description) from None
+        raise make_data_error(error, description) from None
 
 
 def predict(
@@ -104,11 +104,11 @@ def predict(
 
     Args:
         model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C].
-        pictures: see picture_files and split_images.
+        pictures: see `open_pictures` and `open_split`.
         output_dir: made if it is not there; older answers of the same names are replaced.
         class_names: C names, C <= 256.
         palette: C colours (red, green, blue) in 0..255.
-        scales, flip: as in evaluation.class_scores.
+        scales, flip: as those of `evaluation.compute_scores`.
         sizes: the scale at which the model sees the pictures, and of which `scales` are factors.
             The scores come back to a picture's own size by bilinear resizing, before their argmax.
         submission: the form that a benchmark's server wants.
@@ -123,13 +123,13 @@ def predict(
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
-    files = _answer_files(pictures, output_dir, submission)
+    files = _name_answers(pictures, output_dir, submission)
     make_directory(output_dir)
 
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)], autograph=False)
     def classify(images: tf.Tensor) -> tf.Tensor:
         def seen(images: tf.Tensor) -> tf.Tensor:
-            return class_scores(model, images, len(class_names), scales=scales, flip=flip)
+            return compute_scores(model, images, len(class_names), scales=scales, flip=flip)
 
         scores = sizes.answer(seen, images)
         return tf.cast(tf.argmax(scores, -1, output_type=tf.int32), tf.uint8)
@@ -148,16 +148,16 @@ def predict(
             if submission is None:
                 overlay = Image.fromarray(draw_overlay(image, labels, colours))
                 write_atomically(Path(output_dir, f"{name}_overlay.png"), encode_png(overlay))
-                answer = label_image(labels, palette)
+                answer = make_label_image(labels, palette)
             else:
                 values = np.array(submission.values, np.uint8)
-                answer = label_image(values[labels], submission.palette)
+                answer = make_label_image(values[labels], submission.palette)
             write_atomically(written[-1], encode_png(answer))
             progress.advance()
     return written
 
 
-def _answer_files(pictures: Pictures, output_dir: str, submission: Submission | None) -> list[str]:
+def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | None) -> list[str]:
     """The label map's path below output_dir for each picture; see predict for what it checks."""
     file_of = submission.file_of if submission else lambda name: f"{name}_labels.png"
     sources: dict[str, str] = {}
@@ -192,7 +192,7 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     if os.path.isdir(inputs):
         root, found = Path(inputs), find_files(inputs)
     else:
-        root = _fixed_part(inputs)
+        root = _find_fixed_part(inputs)
         found = glob_files(inputs, root)
     answers = Path(output_dir).resolve()
     pictures = []
@@ -208,7 +208,7 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     return pictures
 
 
-def _fixed_part(pattern: str) -> Path:
+def _find_fixed_part(pattern: str) -> Path:
     """The folders before the first one that has a wildcard and is not there by that very name."""
     parts = Path(pattern).parts[:-1]
     fixed = 0
@@ -236,7 +236,7 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     warned = False
     for path in paths:
         image = read_picture(path)
-        if not warned and orientation(path.read_bytes()) > 1:
+        if not warned and read_orientation(path.read_bytes()) > 1:
             warned = True
             tqdm.write(
                 f"warning: {path} has a rotation mark (EXIF), which is not obeyed, nor will others "
@@ -247,7 +247,7 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
         yield image
 
 
-def label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
+def make_label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
     """An image whose values are uint8 [H, W]; viewers show a palette's colours, or grey."""
     image = Image.fromarray(labels)
     if palette is not None:

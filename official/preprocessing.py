@@ -4,10 +4,11 @@ Everything random is drawn from one stateless seed, so an example looks the same
 whenever it is made.
 
 Resizing, scaling, cropping and flipping only choose, for every row and column of the crop, the row
-and column of the source that it shows: `crop_positions` draws them, before anything is decoded, and
-`sample_image` and `sample_label` look there. They are computed in integers on the aligned-corner
-grid: the image interpolates between the two neighbours of a position and the label takes the nearer
-one. So both follow one grid exactly, and pixels that the crop does not show are never computed.
+and column of the source that it shows: `draw_crop_positions` draws them, before anything is
+decoded, and `sample_image` and `sample_label` look there. They are computed in integers on the
+aligned-corner grid: the image interpolates between the two neighbours of a position and the label
+takes the nearer one. So both follow one grid exactly, and pixels that the crop does not show are
+never computed.
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ class Positions(NamedTuple):
     inside: tf.Tensor
 
 
-def scaled_side(side: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+def scale_side(side: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
     """`side` pixels scaled: the nearest integer (halves to even), at least 1; int64."""
     return tf.maximum(tf.cast(tf.round(tf.cast(side, tf.float32) * scale), tf.int64), 1)
 
@@ -73,7 +74,7 @@ def fit_longer_side(size: tf.Tensor, longer_side: int) -> tf.Tensor:
     return tf.maximum((2 * size * longer_side + longer) // (2 * longer), 1)
 
 
-def source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> Positions:
+def find_source_positions(side: tf.Tensor, scaled: tf.Tensor, places: tf.Tensor) -> Positions:
     """Finds pixels of a scaled image in its source, on the aligned-corner grid.
 
     Pixel p of the scaled image lies at p (side - 1) / (scaled - 1) of the source. Quotient and
@@ -122,7 +123,7 @@ def sample_image(image: tf.Tensor, rows: Positions, columns: Positions) -> tf.Te
     # At scale 1 every place is a pixel.
     on_pixels = tf.reduce_all(rows.fraction == 0) & tf.reduce_all(columns.fraction == 0)
     image = tf.cond(on_pixels, picked, interpolated)
-    inside = _inside(rows, columns)
+    inside = _find_inside(rows, columns)
     return tf.cond(
         tf.reduce_all(inside),
         lambda: image,
@@ -135,10 +136,10 @@ def sample_label(
 ) -> tf.Tensor:
     """Nearest values of `label` (uint8 [H, W]) at rows x columns: int32 [h, w]; padding is void."""
     label = tf.gather(tf.gather(label, rows.nearest), columns.nearest, axis=1)
-    return tf.where(_inside(rows, columns), tf.cast(label, tf.int32), ignore_label)
+    return tf.where(_find_inside(rows, columns), tf.cast(label, tf.int32), ignore_label)
 
 
-def crop_positions(
+def draw_crop_positions(
     size: tf.Tensor,
     seed: tf.Tensor,
     *,
@@ -159,7 +160,7 @@ def crop_positions(
     the two steps would lead: with aligned corners, pixel p of H2 pixels lies at p (H1 - 1) /
     (H2 - 1) of the H1 resized ones, and that at p (H - 1) / (H2 - 1) of the source's H. The sides
     alone are rounded twice, as in two steps: H to H1 by `fit_longer_side`, H1 to H2 by
-    `scaled_side`.
+    `scale_side`.
 
     Args:
         size: int64 [2], the source's height and width.
@@ -177,7 +178,7 @@ def crop_positions(
     scale = tf.gather(tf.constant(scales, tf.float32), tf.cast(draws[0] * len(scales), tf.int32))
     axes = []
     for axis, crop in enumerate(crop_size):
-        scaled = scaled_side(resized[axis], scale)
+        scaled = scale_side(resized[axis], scale)
         rest = tf.maximum(scaled - crop, 0)
         start = rest // 2
         if random_crop:
@@ -185,10 +186,10 @@ def crop_positions(
         places = start + tf.range(crop, dtype=tf.int64)
         if axis == 1 and flip:
             places = tf.where(draws[3] < 0.5, places[::-1], places)
-        axes.append(source_positions(size[axis], scaled, places))
+        axes.append(find_source_positions(size[axis], scaled, places))
     rows, columns = axes
     return rows, columns
 
 
-def _inside(rows: Positions, columns: Positions) -> tf.Tensor:
+def _find_inside(rows: Positions, columns: Positions) -> tf.Tensor:
     return tf.logical_and(rows.inside[:, tf.newaxis], columns.inside[tf.newaxis, :])

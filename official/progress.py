@@ -13,7 +13,7 @@ MEMORY = 60.0
 """Seconds after which what the rate was counts e times less: it follows a change of pace."""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
     whole = round(seconds)
     if whole < 60:
@@ -169,7 +169,7 @@ class Progress:
     ) -> None:
         self._bar.close()
         if self._keep and not self._first and kind is None:
-            took = duration(time.monotonic() - self._start)
+            took = format_duration(time.monotonic() - self._start)
             self._say(", ".join(filter(None, [f"{self._count()} in {took}", self._note()])))
         if isinstance(error, Exception):  # for the line that tells of it: command_line.run_app
             total = "" if self._total is None else f" of {self._total}"

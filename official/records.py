@@ -117,7 +117,7 @@ class Description:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def metadata(
+def make_metadata(
     name: str,
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
@@ -209,7 +209,7 @@ def _describe_shards(
         raise UsageError(f"--num_classes={num_classes} must be 2 to 256: labels have 8 bits")
     if not 0 <= ignore_label <= 255:
         raise UsageError(f"--ignore_label={ignore_label} must be 0 to 255: labels have 8 bits")
-    class_names, palette = _class_names(num_classes)
+    class_names, palette = _name_classes(num_classes)
     return Description(
         # Not the directory's name: a run must know its data again when the directory is moved.
         name="deeplab_shards",
@@ -222,7 +222,7 @@ def _describe_shards(
     )
 
 
-def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
+def _name_classes(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
     """Names and colours of the dataset of so many classes for which DeepLab has a script."""
     known = (
         (datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),
@@ -235,7 +235,7 @@ def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colo
         if len(names) == num_classes:
             return names, palette
     names = tuple(f"class {number}" for number in range(num_classes))
-    return names, datasets.distinct_palette(num_classes)
+    return names, datasets.make_distinct_palette(num_classes)
 
 
 def _measure(split: str, files: tuple[str, ...]) -> Split:
@@ -252,7 +252,7 @@ def _measure(split: str, files: tuple[str, ...]) -> Split:
                     start = offset + _DATA_OFFSET
                     end = start + _LENGTH.unpack_from(data, offset)[0]
                     try:
-                        sizes[deeplab_shards.image_size(data, start, end)] += 1
+                        sizes[deeplab_shards.read_image_size(data, start, end)] += 1
                     except ValueError as error:
                         raise RunError(
                             f"{files[number]}: the record at byte {offset} cannot be used: {error}"

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def confusion_matrix(
+def count_confusions(
     labels: tf.Tensor, predictions: tf.Tensor, *, num_classes: int, ignore_label: int
 ) -> tf.Tensor:
     """Counts pixels by true class (row) and predicted class (column).
@@ -47,18 +47,20 @@ def summarize(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, An
     truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     union = truth + predicted - hits
     iou = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
-    miou = _mean([value for value in iou if value is not None])
+    miou = _average([value for value in iou if value is not None])
     pixel_accuracy = float(hits.sum() / truth.sum()) if truth.any() else None
     return {
         "class_names": list(class_names),
         "per_class_iou": iou,
         "miou": miou,
-        "miou_present": _mean([value for value, count in zip(iou, truth, strict=True) if count]),
+        "miou_present": _average([value for value, count in zip(iou, truth, strict=True) if count]),
         "pixel_accuracy": pixel_accuracy,
-        "mean_accuracy": _mean([h / count for h, count in zip(hits, truth, strict=True) if count]),
-        "miou_pixel_accuracy_mean": _mean([miou, pixel_accuracy]) if truth.any() else None,
+        "mean_accuracy": _average(
+            [h / count for h, count in zip(hits, truth, strict=True) if count]
+        ),
+        "miou_pixel_accuracy_mean": _average([miou, pixel_accuracy]) if truth.any() else None,
     }
 
 
-def _mean(values: Sequence[Any]) -> float | None:
+def _average(values: Sequence[Any]) -> float | None:
     return float(np.mean(values)) if values else None

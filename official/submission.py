@@ -48,7 +48,7 @@ class Submission:
     one_answer_each: bool
 
 
-def new_submission(form: str, class_names: Sequence[str], split: str) -> Submission:
+def make_submission(form: str, class_names: Sequence[str], split: str) -> Submission:
     """The form of that name.
 
     Args:
@@ -65,10 +65,10 @@ def new_submission(form: str, class_names: Sequence[str], split: str) -> Submiss
             f"{', '.join(FORMS[form])}; this one has {len(class_names)}: {', '.join(class_names)}"
         )
     if form == "cityscapes":
-        return Submission(_cityscapes_file, datasets.CITYSCAPES_LABEL_IDS, None, True)
+        return Submission(_name_cityscapes_file, datasets.CITYSCAPES_LABEL_IDS, None, True)
     folder = f"results/VOC2012/Segmentation/{form.removeprefix('voc2012_')}_{split}_cls"
-    file_of = functools.partial(_voc_file, folder)
-    return Submission(file_of, range(len(class_names)), datasets.voc_palette(256), False)
+    file_of = functools.partial(_name_voc_file, folder)
+    return Submission(file_of, range(len(class_names)), datasets.make_voc_palette(256), False)
 
 
 def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -> None:
@@ -92,7 +92,7 @@ def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -
             )
 
 
-def _cityscapes_file(name: str) -> str:
+def _name_cityscapes_file(name: str) -> str:
     known = _CITYSCAPES_NAME.fullmatch(PurePosixPath(name).name)
     if known is None:
         raise RunError(
@@ -102,5 +102,5 @@ def _cityscapes_file(name: str) -> str:
     return known[1] + _CITYSCAPES_END
 
 
-def _voc_file(folder: str, name: str) -> str:
+def _name_voc_file(folder: str, name: str) -> str:
     return f"{folder}/{PurePosixPath(name).name}.png"

@@ -14,7 +14,7 @@ from PIL import Image
 
 import auto_deeplab
 from official.checkpoints import Checkpoints
-from official.input_pipeline import eval_images
+from official.input_pipeline import read_eval_images
 from official.records import read_description
 from official.sizes import OWN_SIZE, Sizes
 from tests.command import TINY_GENOTYPE, TINY_NETWORK, train_here
@@ -79,7 +79,9 @@ def photographs(root):
 
 def records(root, data):
     """The validation images of a data directory, uint8 [1, H, W, 3], in order."""
-    return [element["image"] for element in eval_images(read_description(str(root / data)), "val")]
+    return [
+        element["image"] for element in read_eval_images(read_description(str(root / data)), "val")
+    ]
 
 
 def labels(scores):

@@ -62,7 +62,7 @@ def report(name: str, findings: Findings, description: Description) -> str:
     return "\n".join(lines)
 
 
-def repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
+def find_repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
     """Images that occur more than once, in one split or in two.
 
     Returns:
@@ -72,13 +72,13 @@ def repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
     for name, findings in splits.items():
         twice = [names for names in findings.contents.values() if len(names) > 1]
         if twice:
-            notes.append(_listed(f"{name} holds {len(twice)} image(s) more than once", twice))
+            notes.append(_list_names(f"{name} holds {len(twice)} image(s) more than once", twice))
     for pair in itertools.combinations(splits, 2):
         # The split to train on comes first, as it is named first in what is said.
         one, other = sorted(pair, key=_is_evaluated)
         ours, theirs = splits[one].contents, splits[other].contents
         shared = [[ours[content][0], theirs[content][0]] for content in ours if content in theirs]
-        line = _listed(f"{one} and {other} share {len(shared)} image(s)", shared)
+        line = _list_names(f"{one} and {other} share {len(shared)} image(s)", shared)
         if not shared:
             continue
         if _is_evaluated(one) == _is_evaluated(other) or other in one:
@@ -115,7 +115,7 @@ def check(description: Description, figure: str = "") -> None:
         for error in findings.errors:
             print(f"  ERROR {error}")
         errors += len(findings.errors)
-    notes, wrong = repeated(splits)
+    notes, wrong = find_repeated(splits)
     for line in (*(f"note: {note}" for note in notes), *(f"ERROR {error}" for error in wrong)):
         print(line)
     if figure:
@@ -126,7 +126,7 @@ def check(description: Description, figure: str = "") -> None:
     print("no errors")
 
 
-def default_figure(data_dir: str) -> str:
+def choose_figure(data_dir: str) -> str:
     """Where the picture goes if nobody says: with the data, or nowhere if they are read-only."""
     if os.access(data_dir, os.W_OK):
         return os.path.join(data_dir, "classes.png")
@@ -138,14 +138,14 @@ def main() -> None:
     """Reads the flags and checks."""
     values = flags.FLAGS
     description = data_flags.read(values)
-    check(description, default_figure(values.data_dir) if values.figure is None else values.figure)
+    check(description, choose_figure(values.data_dir) if values.figure is None else values.figure)
 
 
 def _is_evaluated(split: str) -> bool:
     return split.startswith(EVALUATED)
 
 
-def _listed(text: str, groups: list[list[str]]) -> str:
+def _list_names(text: str, groups: list[list[str]]) -> str:
     shown = ", ".join(" = ".join(names) for names in groups[:3])
     more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
     return f"{text}: {shown}{more}"

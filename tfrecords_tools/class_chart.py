@@ -46,16 +46,16 @@ def draw(
     with warnings.catch_warnings():
         # Names in a script that matplotlib's font lacks are shown as boxes; the table has them.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        figure(splits, description).savefig(picture, dpi=120, format="png", facecolor="white")
+        draw_figure(splits, description).savefig(picture, dpi=120, format="png", facecolor="white")
     write_atomically(path, picture.getvalue())
 
 
-def figure(splits: Mapping[str, Findings], description: Description) -> Figure:
+def draw_figure(splits: Mapping[str, Findings], description: Description) -> Figure:
     """The picture that `draw` writes."""
     void = description.ignore_label
     rows = [i for i in range(description.num_classes) if i != void]
     labelled = {
-        name: _shares(findings, description)
+        name: _compute_shares(findings, description)
         for name, findings in splits.items()
         if findings.shares(description).any()
     }
@@ -95,7 +95,7 @@ def _draw_head(
     title = f"{description.name}: share of each class in the pixels that are not void"
     at = (0.12 / width, 1 - 0.14 / height)
     drawn.text(*at, title, size=12, color=INK, va="top", parse_math=False)
-    fills = {name: _fill(number) for number, name in enumerate(labelled)}
+    fills = {name: _choose_fill(number) for number, name in enumerate(labelled)}
     legend = drawn.legend(
         [Rectangle((0, 0), 1, 1, color=fills.get(name, "white")) for name in splits],
         [
@@ -113,13 +113,13 @@ def _draw_head(
         text.set_parse_math(False)
 
 
-def _shares(findings: Findings, description: Description) -> dict[int, float]:
+def _compute_shares(findings: Findings, description: Description) -> dict[int, float]:
     void = description.ignore_label
     shares = dict(enumerate(findings.shares(description).tolist()))
     return {**shares, void: float(findings.pixels[void] / findings.pixels.sum())}
 
 
-def _fill(split: int) -> str:
+def _choose_fill(split: int) -> str:
     return FILLS[split % len(FILLS)]
 
 
@@ -159,9 +159,11 @@ def _draw_column(
             share, at = values[label], start + (number + 0.5) * BAR
             size = longest * math.sqrt(share / largest)
             axes.add_patch(
-                Rectangle((0, at - 0.42 * BAR), size, 0.84 * BAR, color=_fill(number), label=split)
+                Rectangle(
+                    (0, at - 0.42 * BAR), size, 0.84 * BAR, color=_choose_fill(number), label=split
+                )
             )
-            shown = _percent(share) if share or is_void else "never"
+            shown = _format_percent(share) if share or is_void else "never"
             ink = INK if share or is_void else "#c0392b"
             axes.text(size + 0.05, at, shown, ha="left", size=7.5, color=ink, **text)
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -178,7 +180,7 @@ def _draw_column(
     axes.set_axisbelow(True)
 
 
-def _percent(share: float) -> str:
+def _format_percent(share: float) -> str:
     """Percent with two digits that say something, as a person writes them."""
     percent = 100 * share
     if percent >= 9.95 or percent == 0:

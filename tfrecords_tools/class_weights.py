@@ -36,7 +36,7 @@ from tfrecords_tools.findings import Findings, read_split
 METHODS = ("inverse_sqrt", "inverse", "median_frequency")
 
 
-def class_weights(findings: Findings, description: Description, method: str) -> np.ndarray:
+def compute_class_weights(findings: Findings, description: Description, method: str) -> np.ndarray:
     """One weight per class.
 
     Args:
@@ -77,7 +77,7 @@ def report(weights: np.ndarray, findings: Findings, description: Description) ->
     return "\n".join(lines)
 
 
-def flag(description: Description, split: str, method: str) -> str:
+def format_flag(description: Description, split: str, method: str) -> str:
     """Reads the labels of a split, prints the table on stderr, and gives the line for a flagfile.
 
     Raises:
@@ -92,7 +92,7 @@ def flag(description: Description, split: str, method: str) -> str:
         )
     if not findings.shares(description).any():
         raise RunError(f"split {split!r} of {data_dir} has no labels: every pixel is void")
-    weights = class_weights(findings, description, method)
+    weights = compute_class_weights(findings, description, method)
     print(f"{data_dir}, {split}: {method}", file=sys.stderr)
     print(report(weights, findings, description), file=sys.stderr)
     return "--class_weights=" + ",".join(f"{weight:.4g}" for weight in weights)
@@ -101,7 +101,7 @@ def flag(description: Description, split: str, method: str) -> str:
 def main() -> None:
     """Reads the flags and prints the line."""
     values = flags.FLAGS
-    print(flag(data_flags.read(values), values.split, values.method))
+    print(format_flag(data_flags.read(values), values.split, values.method))
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def open_source(source_dir: Path) -> Source:
         RunError: there is no split, some of a split's images are missing or not described, a JSON
             file is damaged, or pycocotools is not installed.
     """
-    decode = _mask_decoder()
+    decode = _make_mask_decoder()
     splits: dict[str, list[Pair]] = {}
     described: dict[Path, LabelledImage] = {}
     for split in PUBLISHED:
@@ -95,7 +95,7 @@ def open_source(source_dir: Path) -> Source:
         else:
             print(f"reading {json_file} ({json_file.stat().st_size / 1e6:.0f} MB)", flush=True)
             images = read_annotations(json_file)
-            splits[split] = _pairs(images, found[0], json_file, source_dir)
+            splits[split] = _make_pairs(images, found[0], json_file, source_dir)
             described |= {found[0] / name: image for name, image in images.items()}
     if not splits:
         raise RunError(
@@ -130,7 +130,7 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
             for category in content["categories"]
             if category["name"] in LABELS
         }
-        images = _described(content["images"], json_file)
+        images = _describe_images(content["images"], json_file)
         for one in content["annotations"]:
             if one["category_id"] in labels:
                 label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
@@ -147,7 +147,9 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     return {image.file_name: image for image in images.values()}
 
 
-def _described(rows: Sequence[Mapping[str, Any]], json_file: Path) -> dict[Any, LabelledImage]:
+def _describe_images(
+    rows: Sequence[Mapping[str, Any]], json_file: Path
+) -> dict[Any, LabelledImage]:
     """The images by their ids; ids of one file share their image."""
     by_name: dict[str, LabelledImage] = {}
     by_id: dict[Any, LabelledImage] = {}
@@ -186,7 +188,7 @@ def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -
     return labels
 
 
-def _mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
+def _make_mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
     """A function segmentation, height, width -> uint8 [height, width], 1 where the mask is."""
     try:
         from pycocotools import mask as masks
@@ -216,12 +218,12 @@ def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
     if segmentation["size"] != [height, width]:
         raise ValueError(f"its size is {segmentation['size']}")
     counts = segmentation["counts"]
-    runs = counts if isinstance(counts, list) else _runs(counts)
+    runs = counts if isinstance(counts, list) else _read_runs(counts)
     if sum(runs) != height * width:
         raise ValueError(f"its runs have {sum(runs)} pixels")
 
 
-def _runs(counts: str) -> list[int]:
+def _read_runs(counts: str) -> list[int]:
     """The lengths of the runs in a compressed code (maskApi.c, rleFrString).
 
     A number has five bits to a character, from the lowest on, and from the fourth number on is the
@@ -240,7 +242,7 @@ def _runs(counts: str) -> list[int]:
     return runs
 
 
-def _pairs(
+def _make_pairs(
     images: Mapping[str, LabelledImage], folder: Path, json_file: Path, source_dir: Path
 ) -> list[Pair]:
     there = {

@@ -39,7 +39,7 @@ from official.images import encode_png
 from official.parallel import map_in_order
 from official.paths import define_path
 from official.progress import Progress
-from official.records import IGNORE_LABEL, metadata
+from official.records import IGNORE_LABEL, make_metadata
 from official.sizes import Sizes
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
 from tfrecords_tools.source import Pair, Source, read_image
@@ -179,7 +179,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         options = self._sizes.options()
         if self._source.min_foreground:
             options["min_labelled_pixels"] = self._source.min_foreground
-        described = metadata(self.name, self._source.class_names, self._source.palette, options)
+        described = make_metadata(
+            self.name, self._source.class_names, self._source.palette, options
+        )
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.name} as records for semantic segmentation",
@@ -190,7 +192,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Any]]:
         del dl_manager  # nothing is downloaded
         return {
-            split: [partial(self._examples, split, shard) for shard in shards(pairs)]
+            split: [partial(self._examples, split, shard) for shard in cut_into_shards(pairs)]
             for split, pairs in self._source.splits.items()
         }
 
@@ -243,7 +245,7 @@ def _try_to_make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | Ru
         return error
 
 
-def shards(pairs: list[Pair]) -> list[list[Pair]]:
+def cut_into_shards(pairs: list[Pair]) -> list[list[Pair]]:
     """Cuts `pairs` into consecutive shards of about SHARD_BYTES of source files."""
     found: list[list[Pair]] = [[]]
     room = SHARD_BYTES

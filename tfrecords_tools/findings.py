@@ -76,7 +76,7 @@ def read_split(
     look = partial(_look, description=description, labels_only=labels_only)
     with (
         Progress(f"read {name}", split.num_examples) as progress,
-        contextlib.closing(map_in_order(look, _records(split, findings))) as records,
+        contextlib.closing(map_in_order(look, _read_records(split, findings))) as records,
     ):
         for record in records:
             findings.records += 1
@@ -135,12 +135,12 @@ def _look(serialized: tf.Tensor, description: Description, labels_only: bool) ->
         record.counts[description.ignore_label] = math.prod(record.size or (0,))
     else:
         record.counts = np.bincount(label.ravel(), minlength=256)
-        record.errors = mismatches(record.counts, label.shape, record.size, description)
+        record.errors = find_mismatches(record.counts, label.shape, record.size, description)
     record.has_label = label is not None
     return record
 
 
-def mismatches(
+def find_mismatches(
     counts: np.ndarray,
     label_size: tuple[int, ...],
     image_size: tuple[int, ...] | None,
@@ -161,11 +161,11 @@ def mismatches(
     classes, void = description.num_classes, description.ignore_label
     wrong = [v for v in np.flatnonzero(counts).tolist() if v >= classes and v != void]
     if wrong:
-        found.append(f"label {ranges(wrong)} is neither 0..{classes - 1} nor {void}")
+        found.append(f"label {format_ranges(wrong)} is neither 0..{classes - 1} nor {void}")
     return found
 
 
-def ranges(values: Sequence[int]) -> str:
+def format_ranges(values: Sequence[int]) -> str:
     """Ascending numbers in words: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
     spans: list[list[int]] = []
     for value in values:
@@ -178,7 +178,7 @@ def ranges(values: Sequence[int]) -> str:
     return ", ".join([*words[:5], *more])
 
 
-def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
+def _read_records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
     # A damaged record or file does not hide what the others hold.
     for file in split.files:
         try:

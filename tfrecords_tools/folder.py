@@ -30,8 +30,8 @@ def open_source(source_dir: Path) -> Source:
             with masks is without the other.
     """
     class_names, palette = read_classes(source_dir / "classes.txt")
-    folders = {folder.name: folder for folder in _folders(source_dir / "images")}
-    for folder in _folders(source_dir / "masks"):
+    folders = {folder.name: folder for folder in _find_folders(source_dir / "images")}
+    for folder in _find_folders(source_dir / "masks"):
         if folder.name not in folders:
             print(f"{folder.name}: skipped, no images/{folder.name}")
     splits = {}
@@ -41,7 +41,7 @@ def open_source(source_dir: Path) -> Source:
                 f"{folder}: a split cannot be called {split!r}: use letters, digits and _, and not "
                 "the name all"
             )
-        images, others = _files(folder, SUFFIXES)
+        images, others = _find_files(folder, SUFFIXES)
         if others:
             print(
                 f"{split}: {len(others)} file(s) that are no {', '.join(SUFFIXES)} are not "
@@ -51,7 +51,7 @@ def open_source(source_dir: Path) -> Source:
         if not images:
             print(f"{split}: skipped, no image in images/{split}")
         elif masks_folder.is_dir():
-            masks, _ = _files(masks_folder, (".png",))
+            masks, _ = _find_files(masks_folder, (".png",))
             splits[split] = match(images, masks, source_dir, f"masks/{split}/**/*.png")
         else:
             print(f"{split}: has no labels, as there is no masks/{split}")
@@ -92,7 +92,7 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Colour, ..
             f"{path} has {len(lines)} classes: at most {IGNORE_LABEL} (0..{IGNORE_LABEL - 1}) fit "
             f"into 8 bits beside {IGNORE_LABEL} for void"
         )
-    names, palette = [], list(datasets.distinct_palette(len(lines)))
+    names, palette = [], list(datasets.make_distinct_palette(len(lines)))
     if lines[0].partition("\t")[0].strip().lower() == "background":
         palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
@@ -141,13 +141,13 @@ def _read_colour(text: str, path: Path) -> datasets.Colour:
     return red, green, blue
 
 
-def _folders(parent: Path) -> list[Path]:
+def _find_folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     return sorted(each for each in parent.iterdir() if each.is_dir() and each.name[0] != ".")
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
+def _find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
     """Files with one of the suffixes, by path below `folder` without it; the others; none hidden.
 
     Raises RunError if two files differ in their suffix alone.

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
 from official.errors import RunError, explain
-from official.images import decode_image, encode_png, orientation
+from official.images import decode_image, encode_png, read_orientation
 
 # What Pillow raises for files that are no images, cut off or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -195,7 +195,7 @@ def read_image(
     try:
         file = path.read_bytes()
         image = Image.open(io.BytesIO(file))
-        bits, mark = _bits(image, file), orientation(file)
+        bits, mark = _bits(image, file), read_orientation(file)
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     # MPO: a JPEG followed by others, which cameras and telephones write.

@@ -31,10 +31,10 @@ def open_source(source_dir: Path) -> Source:
         RunError: there is no split, or a split without any image or label that its list names.
     """
     root = find_root(source_dir)
-    images, labels = image_files(root), files(root / "SegmentationClass", ".png")
+    images, labels = find_images(root), find_by_suffix(root / "SegmentationClass", ".png")
     splits = {}
     for split in PUBLISHED:
-        path = list_path(root, split)
+        path = find_list(root, split)
         if not path.is_file():
             print(f"{split}: skipped, no {path.relative_to(root)}")
             continue
@@ -42,9 +42,9 @@ def open_source(source_dir: Path) -> Source:
         if images.keys().isdisjoint(names):
             print(f"{split}: skipped, no image of {path.relative_to(root)} in JPEGImages")
             continue
-        names = listed(names, images, path, root / "JPEGImages" / "*.jpg")
+        names = keep_listed(names, images, path, root / "JPEGImages" / "*.jpg")
         if split != "test":
-            names = listed(names, labels, path, root / "SegmentationClass" / "*.png")
+            names = keep_listed(names, labels, path, root / "SegmentationClass" / "*.png")
         splits[split] = [
             make_pair(images[name], None if split == "test" else labels[name], root)
             for name in names
@@ -72,7 +72,7 @@ def find_root(source_dir: Path) -> Path:
     )
 
 
-def list_path(root: Path, split: str) -> Path:
+def find_list(root: Path, split: str) -> Path:
     """The file that lists the images of a split."""
     return root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
@@ -92,17 +92,19 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def files(folder: Path, suffix: str) -> dict[str, Path]:
+def find_by_suffix(folder: Path, suffix: str) -> dict[str, Path]:
     """The files of a folder that end in `suffix`, by their names without it."""
     return {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
 
 
-def image_files(root: Path) -> dict[str, Path]:
+def find_images(root: Path) -> dict[str, Path]:
     """VOC's images by name, those that are not for segmentation too."""
-    return files(root / "JPEGImages", ".jpg")
+    return find_by_suffix(root / "JPEGImages", ".jpg")
 
 
-def listed(names: Sequence[str], there: Collection[str], listed_in: Path, where: Path) -> list[str]:
+def keep_listed(
+    names: Sequence[str], there: Collection[str], listed_in: Path, where: Path
+) -> list[str]:
     """Those of the names that have a file; a warning says which first one has none, and how many.
 
     Args:

@@ -26,7 +26,7 @@ def check(arguments: Sequence[Located], values: flags.FlagValues) -> None:
     wrote the flags of all modes into it: such a flag may stand there with its default.
 
     Args:
-        arguments: the command line, as of flagfiles.located.
+        arguments: the command line, as of flagfiles.locate.
         values: the flags, parsed from it; --mode is given.
 
     Raises:
@@ -102,9 +102,9 @@ def _help_of_mode(mode: str, values: flags.FlagValues) -> str:
         if flag.name in NEEDED[mode]:
             heading = "Needed"
         decided = DEFAULTS.get(mode, {}).get(flag.name)
-        default = None if decided is None else command_help.value_text(decided)
-        groups[heading].append(command_help.described(flag, default))
-    return command_help.text(words, groups)
+        default = None if decided is None else command_help.format_value(decided)
+        groups[heading].append(command_help.describe_flag(flag, default))
+    return command_help.format_help(words, groups)
 
 
 def _help_of_all(values: flags.FlagValues) -> str:
@@ -122,13 +122,13 @@ def _help_of_all(values: flags.FlagValues) -> str:
         heading = f"Of {_listed(modes)}" if modes in GROUPS else several
         used_by = "all modes" if modes == tuple(MODES) else _listed(modes)
         default = ", ".join(
-            f"{command_help.value_text(decided[flag.name])} ({mode})"
+            f"{command_help.format_value(decided[flag.name])} ({mode})"
             for mode, decided in DEFAULTS.items()
             if flag.name in decided
         )
         more = f"Used by {used_by}." if heading == several else ""
-        groups[heading].append(command_help.described(flag, default or None, more))
-    return command_help.text(words, groups)
+        groups[heading].append(command_help.describe_flag(flag, default or None, more))
+    return command_help.format_help(words, groups)
 
 
 def _listed(names: Sequence[str]) -> str:

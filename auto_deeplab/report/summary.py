@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from auto_deeplab.space.genotype import Genotype
-from official.progress import duration
+from official.progress import format_duration
 
 CLEARLY = 1.5
 """So many times further than chance is more than chance: noise would then be 1 / CLEARLY ** 2,
@@ -43,7 +43,7 @@ def of_search(
     alpha, beta = (np.asarray(genotype.meta[name]) for name in ("alpha", "beta"))
     edges, nodes = alpha.reshape(-1, alpha.shape[-1]), _rows_of_beta(beta)
     lines = [
-        f"search: done in {duration(seconds)}",
+        f"search: done in {format_duration(seconds)}",
         *_miou(rows, "val mIoU of the super-net"),
         f"alpha: {_certainty(edges, 'an edge', 'operation')}",
         f"beta: {_certainty(nodes, 'a node', 'way out')}",
@@ -76,7 +76,7 @@ def of_training(
     """
     flags = ("--mode=eval", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     lines = [
-        f"train: done in {duration(seconds)}",
+        f"train: done in {format_duration(seconds)}",
         *_miou(rows, "val mIoU"),
         f"next, all images and all classes: {_command(*flags)}",
     ]

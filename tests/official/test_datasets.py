@@ -13,7 +13,7 @@ def test_cityscapes_has_19_classes_of_34_label_ids():
 
 
 def test_voc_colours_are_those_of_the_development_kit():
-    palette = datasets.voc_palette(256)
+    palette = datasets.make_voc_palette(256)
     assert len(datasets.VOC_NAMES) == 21 and palette[:21] == datasets.VOC_PALETTE
     assert len(set(palette)) == 256
     # Typed from the kit's documentation of its label images.
@@ -57,7 +57,7 @@ def test_cielab_of_known_colours():
         (0, 0, 255): (32.30, 79.19, -107.86),
         (119, 119, 119): (50.03, 0, 0),
     }
-    found = datasets.cielab(np.array(list(known)))
+    found = datasets.convert_to_cielab(np.array(list(known)))
     np.testing.assert_allclose(found, list(known.values()), atol=0.05)
 
 
@@ -69,12 +69,12 @@ def test_cielab_of_known_colours():
     [(8, 2 * 10 * 2.3), (20, 2 * 6 * 2.3), (256, 2 * 2 * 2.3)],
 )
 def test_distinct_colours_are_far_apart(classes, least):
-    lab = datasets.cielab(np.array(datasets.distinct_palette(classes)))
+    lab = datasets.convert_to_cielab(np.array(datasets.make_distinct_palette(classes)))
     distances = np.linalg.norm(lab[:, np.newaxis] - lab, axis=-1)
     assert distances[~np.eye(classes, dtype=bool)].min() >= least
 
 
 def test_distinct_colours_do_not_depend_on_how_many_are_asked_for():
-    palette = datasets.distinct_palette(256)
-    assert len(palette) == 256 and datasets.distinct_palette(11) == palette[:11]
+    palette = datasets.make_distinct_palette(256)
+    assert len(palette) == 256 and datasets.make_distinct_palette(11) == palette[:11]
     assert all(type(value) is int and 0 <= value <= 255 for colour in palette for value in colour)

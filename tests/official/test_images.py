@@ -13,7 +13,7 @@ from official.images import (
     decode_jpeg_window,
     decode_label,
     encode_png,
-    orientation,
+    read_orientation,
     read_size,
 )
 
@@ -123,10 +123,10 @@ def test_a_rotation_mark_changes_no_pixel_and_is_told():
         exif[0x0112] = mark
         for form in ("png", "jpeg"):
             file = encoded(photo(), form, exif=exif)
-            assert orientation(file) == mark
+            assert read_orientation(file) == mark
             np.testing.assert_array_equal(decode_image(file), decode_image(encoded(photo(), form)))
     for file in (encoded(photo()), jpeg("4:2:0"), b"", b"no image"):
-        assert orientation(file) == 1
+        assert read_orientation(file) == 1
 
 
 def label_of(file: bytes) -> np.ndarray:

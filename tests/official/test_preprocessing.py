@@ -6,12 +6,12 @@ import tensorflow as tf
 
 from official import preprocessing
 from official.preprocessing import (
-    crop_positions,
+    draw_crop_positions,
+    find_source_positions,
     fit_longer_side,
     sample_image,
     sample_label,
-    scaled_side,
-    source_positions,
+    scale_side,
 )
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -26,7 +26,7 @@ def random_pair(size=SIZE, labels=(0, 7, 18)):
 
 def augment(image, label, seed, *, ignore_label, **options):
     """A crop of a decoded image, as the input pipeline makes it."""
-    rows, columns = crop_positions(tf.shape(image, tf.int64)[:2], seed, **options)
+    rows, columns = draw_crop_positions(tf.shape(image, tf.int64)[:2], seed, **options)
     crop = sample_image(image, rows, columns)
     return crop, sample_label(label, rows, columns, ignore_label)
 
@@ -51,7 +51,7 @@ def test_scaled_side_rounds_to_nearest():
     # 16.5 -> 16 and 17.5 -> 18 (halves to even), 24.75 -> 25, 0.1 -> 1 (never 0)
     pairs = [((33, 0.5), 16), ((33, 0.75), 25), ((35, 0.5), 18), ((1, 0.1), 1), ((33, 1.0), 33)]
     for (side, scale), expected in pairs:
-        assert scaled_side(tf.constant(side), tf.constant(scale)).numpy() == expected
+        assert scale_side(tf.constant(side), tf.constant(scale)).numpy() == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,9 @@ def test_scaled_side_rounds_to_nearest():
 )
 def test_source_positions_are_exact(side, scaled):
     places = np.arange(scaled + 2)
-    found = source_positions(tf.constant(side, tf.int64), tf.constant(scaled, tf.int64), places)
+    found = find_source_positions(
+        tf.constant(side, tf.int64), tf.constant(scaled, tf.int64), places
+    )
     for place in range(scaled):
         # Aligned corners: the ends meet, everything between is evenly spaced.
         exact = Fraction(place * (side - 1), max(scaled - 1, 1))
@@ -74,7 +76,7 @@ def test_source_positions_are_exact(side, scaled):
 @pytest.mark.parametrize("scale", SCALES)
 def test_whole_scaled_image_is_the_aligned_corner_resize(scale):
     image, label = random_pair()
-    size = tuple(int(scaled_side(tf.constant(side), scale)) for side in SIZE)
+    size = tuple(int(scale_side(tf.constant(side), scale)) for side in SIZE)
     ours, our_label = run(image, label, 0, size, scales=(scale,), flip=False)
     reference = tf.raw_ops.ResizeBilinear(
         images=tf.cast(image, tf.float32)[None], size=size, align_corners=True

@@ -14,9 +14,9 @@ from official.records import Description, read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools import data_flags
-from tfrecords_tools.check import check, default_figure, repeated, report
+from tfrecords_tools.check import check, choose_figure, find_repeated, report
 from tfrecords_tools.convert import convert
-from tfrecords_tools.findings import Findings, ranges, read_split
+from tfrecords_tools.findings import Findings, format_ranges, read_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,7 +250,7 @@ def test_which_splits_may_share_images(splits, is_error):
     found = {
         name: Findings(contents={b"same": [f"{name}/a"], name.encode(): ["x"]}) for name in splits
     }
-    notes, errors = repeated(found)
+    notes, errors = find_repeated(found)
     assert (len(notes), len(errors)) == (not is_error, is_error)
     (line,) = notes + errors
     assert " share 1 image(s): " in line and all(f"{name}/a" in line for name in splits)
@@ -258,7 +258,7 @@ def test_which_splits_may_share_images(splits, is_error):
 
 def test_long_lists_are_cut():
     contents = {bytes([i]): [f"a{i}", f"b{i}"] for i in range(9)}
-    (note,), _ = repeated({"train": Findings(contents=contents)})
+    (note,), _ = find_repeated({"train": Findings(contents=contents)})
     assert note == "train holds 9 image(s) more than once: a0 = b0, a1 = b1, a2 = b2, and 6 more"
 
 
@@ -313,11 +313,11 @@ def test_a_picture_that_cannot_be_written_is_said_before_all_is_read(data_dir, t
     ],
 )
 def test_numbers_are_told_as_ranges(values, words):
-    assert ranges(values) == words
+    assert format_ranges(values) == words
 
 
 def test_a_directory_that_may_not_be_written_gets_no_picture(tmp_path, capsys, monkeypatch):
-    assert default_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
+    assert choose_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
-    assert default_figure(str(tmp_path)) == ""
+    assert choose_figure(str(tmp_path)) == ""
     assert f"{tmp_path} cannot be written, so there is no picture" in capsys.readouterr().out

@@ -44,14 +44,14 @@ def test_cityscapes_train_ids_are_the_published_ones():
     # cityscapesScripts, labels.py: these label ids are the classes 0..18, all others are void.
     ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = [ids.index(i) if i in ids else 255 for i in range(34)]
-    assert cityscapes.train_ids().tolist() == expected
+    assert cityscapes.make_train_id_table().tolist() == expected
     assert len({colour for _, _, colour in CITYSCAPES_CLASSES}) == 19
     assert CITYSCAPES_CLASSES[13] == (26, "car", (0, 0, 142))
 
 
 def test_image_bytes_are_kept_and_label_ids_become_train_ids(source, tmp_path, capsys):
     convert("cityscapes", str(source), str(tmp_path / "data"))
-    table = cityscapes.train_ids()
+    table = cityscapes.make_train_id_table()
     for split, count in (("train", 4), ("val", 2)):
         records = read_records(tmp_path / "data", split)
         names = [record["filename"].decode() for record in records]

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import savemat
 
-from official.datasets import voc_palette
+from official.datasets import make_voc_palette
 from official.errors import RunError
 from official.records import read_description
 from tests.contents import contents
@@ -67,7 +67,7 @@ def write_png(path: Path, label: np.ndarray, palette: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
     if palette:
-        image.putpalette(np.array(voc_palette(256), np.uint8).tobytes())
+        image.putpalette(np.array(make_voc_palette(256), np.uint8).tobytes())
         assert image.mode == "P"
     image.save(path)
 

@@ -710,7 +710,7 @@ def write_record(identity: run_record.Record, description: Description) -> None:
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
-        run_record.SCALE: Sizes.of(description.options).options(),
+        run_record.SCALE: Sizes.from_options(description.options).to_options(),
     }
     run_record.write(FLAGS.model_dir, FLAGS.mode, identity, facts)
     run_record.write_flags(FLAGS.model_dir, mode_flags.of_mode(FLAGS.mode, FLAGS))
@@ -764,9 +764,9 @@ def scale_of_images(record: run_record.Record, description: Description | None =
     Raises:
         UsageError: nobody can tell how the data's scale becomes the network's.
     """
-    data = Sizes.of(description.options if description else {})
-    known = Sizes.of(record[run_record.SCALE]) if run_record.SCALE in record else data
-    sizes = Sizes(FLAGS.predict_scale) if FLAGS.predict_scale else known.after(data)
+    data = Sizes.from_options(description.options if description else {})
+    known = Sizes.from_options(record[run_record.SCALE]) if run_record.SCALE in record else data
+    sizes = Sizes(FLAGS.predict_scale) if FLAGS.predict_scale else known.compute_rest(data)
     if sizes is None:
         raise UsageError(
             f"--data_dir={FLAGS.data_dir} has {data}, the network in --model_dir={FLAGS.model_dir} "
@@ -780,11 +780,12 @@ def scale_of_images(record: run_record.Record, description: Description | None =
 
 def warn_of_scale(record: run_record.Record, description: Description) -> None:
     """Says so if the data to evaluate on have another scale than those of the training."""
-    scale, own = record.get(run_record.SCALE), Sizes.of(description.options)
-    if scale is not None and Sizes.of(scale) != own:
+    scale, own = record.get(run_record.SCALE), Sizes.from_options(description.options)
+    if scale is not None and Sizes.from_options(scale) != own:
         say(
             f"warning: --data_dir={FLAGS.data_dir} has {own}, the network was trained on "
-            f"{Sizes.of(scale)}: evaluated as they are, things have another size than it knows"
+            f"{Sizes.from_options(scale)}: evaluated as they are, things have another size than it "
+            "knows"
         )
 
 

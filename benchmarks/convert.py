@@ -98,7 +98,7 @@ def read_and_decode(paths: list[tuple[Path, Path]]) -> None:
 
 
 def measure_seconds(function: Callable[..., object], *arguments: object) -> float:
-    """How long function(*arguments) takes; what it prints is not shown."""
+    """Measures how long function(*arguments) takes; what it prints is not shown."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         function(*arguments)

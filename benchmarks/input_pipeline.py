@@ -46,7 +46,7 @@ ROUNDS = 3
 
 
 def make_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Large and small shapes with the noise of a camera: it compresses about as a photo does."""
+    """Makes shapes of all sizes under a camera's noise: they compress about as a photo does."""
     image = np.zeros([height, width, 3])
     for size in (256, 64, 16, 4):
         coarse = rng.uniform(0, 255, (height // size + 2, width // size + 2, 3)).astype("uint8")
@@ -57,7 +57,7 @@ def make_photo(rng: np.random.Generator, height: int, width: int) -> Image.Image
 
 
 def make_label(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """Regions of 19 classes."""
+    """Makes a label map with regions of 19 classes."""
     coarse = rng.integers(0, 19, (height // 48 + 1, width // 48 + 1)).astype("uint8")
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
 
@@ -87,14 +87,14 @@ def write_records(
 
 
 def encode(image: Image.Image, image_format: str) -> bytes:
-    """The bytes of the file."""
+    """Encodes a file: "png" or "jpeg"."""
     stream = io.BytesIO()
     image.save(stream, image_format, **({"quality": 92} if image_format == "jpeg" else {}))
     return stream.getvalue()
 
 
 def decode_alone(description: Description) -> Iterator[object]:
-    """All images and labels decoded and no more, endlessly."""
+    """Decodes all images and labels, endlessly, and does nothing else with them."""
     chosen, read = input_pipeline.make_record_reader(description, "train")
     dataset = tf.data.Dataset.from_tensor_slices(chosen).repeat()
 
@@ -110,7 +110,7 @@ def decode_alone(description: Description) -> Iterator[object]:
 def feed_training(
     description: Description, crop: int, resize_longer_side: int | None = None
 ) -> Iterator[object]:
-    """What training is fed with."""
+    """Makes what training is fed with."""
     return iter(
         input_pipeline.make_train_batches(
             *(description, "train"),
@@ -126,7 +126,7 @@ def feed_training(
 
 
 def measure_rate(iterator: Iterator[object], seconds: float) -> float:
-    """Elements per second; the first few, which start threads and fill buffers, do not count."""
+    """Measures elements per second, after a few that start threads and fill buffers."""
     for _ in range(4):
         next(iterator)
     count, start = 0, time.perf_counter()

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 
 def compute_decay(decay: float, step: tf.Tensor) -> tf.Tensor:
-    """The share of the old average that step t keeps: min(decay, (1 + t) / (10 + t)), float32.
+    """Computes which share of the old average step t keeps: min(decay, (1 + t) / (10 + t)).
 
     So the first steps are not dominated by the initial values: the rule of TensorFlow 1's
     ExponentialMovingAverage.
@@ -25,7 +25,7 @@ def compute_decay(decay: float, step: tf.Tensor) -> tf.Tensor:
 
 
 def start(averages: Sequence[Any], variables: Sequence[Any]) -> None:
-    """Begins the averages at the variables' values; call it outside replica functions.
+    """Sets the averages to the variables' values; call it outside replica functions.
 
     Args:
         averages: Keras variables, with the same paths in the same order as `variables`.

@@ -20,7 +20,7 @@ def is_wanted(arguments: Sequence[str]) -> bool:
 
 
 def describe_main_module(values: flags.FlagValues) -> str:
-    """The main module's words, and all flags that no library has defined."""
+    """Makes the help of a command: its docstring, and all flags that no library has defined."""
     own = [
         flag
         for module, defined in values.flags_by_module_dict().items()
@@ -32,7 +32,7 @@ def describe_main_module(values: flags.FlagValues) -> str:
 
 
 def format_help(words: str, groups: Mapping[str, Iterable[str]]) -> str:
-    """The help.
+    """Puts a help text together.
 
     Args:
         words: what the command is for.
@@ -47,11 +47,11 @@ def format_help(words: str, groups: Mapping[str, Iterable[str]]) -> str:
 
 
 def describe_flag(flag: flags.Flag, default: str | None = None, more: str = "") -> str:
-    """A flag's name and values on one line; below it what it means, and its default.
+    """Describes a flag: its name and values on a line; below it what it means, and its default.
 
     Args:
         flag: any.
-        default: in words. Default: the flag's own, if it has one.
+        default: the default in words, where it is not the flag's own.
         more: a sentence to add.
     """
     meaning = flag.help or ""
@@ -77,7 +77,7 @@ def describe_flag(flag: flags.Flag, default: str | None = None, more: str = "") 
 
 
 def format_value(value: Any) -> str:
-    """A flag's value as one would type it; a small number as 0.0003, not 3e-04."""
+    """Writes a flag's value as one would type it; a small number as 0.0003, not 3e-04."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

@@ -87,7 +87,7 @@ def answer_help(help_text: Callable[[Sequence[str]], str] | None = None) -> None
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Within it, an exception becomes one line on stderr and SystemExit."""
+    """A context in which an exception becomes one line on stderr, and SystemExit."""
     try:
         yield
         if sys.stdout:  # None where it was closed
@@ -120,9 +120,9 @@ def _shows_traceback() -> bool:
 
 
 def _explain_unforeseen(error: Exception) -> str:
-    """What was being done, what went wrong, and where the rest is.
+    """Says what was being done, what went wrong, and where the traceback is.
 
-    What was being done are the error's notes, the innermost first (BaseException.add_note).
+    What was being done is in the error's notes (BaseException.add_note), the innermost first.
     """
     notes = [note.splitlines()[0] for note in getattr(error, "__notes__", []) if note]
     doing = ", ".join([Path(sys.argv[0]).name, *reversed(notes)])

@@ -25,7 +25,7 @@ _LENGTH_DELIMITED = 2
 
 
 def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
-    """The paths of the shards in a directory, in order, by split; empty if there are none.
+    """Finds the shards in a directory: paths in order, by split; empty if there are none.
 
     A warning on stderr says which splits are not there as a whole.
 
@@ -66,7 +66,7 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
-    """Height and width of the image in the tf.Example that data[start:end] holds.
+    """Reads height and width of the image in the tf.Example that data[start:end] holds.
 
     They are what the record says, found without reading the image; if it says nothing, the image's
     header is asked, which is slow because the whole image is read.
@@ -87,7 +87,7 @@ def read_image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int,
 def _read_features(
     data: bytes | mmap.mmap, start: int, end: int, keys: Collection[str]
 ) -> dict[str, tf.train.Feature]:
-    """The features of those keys in a serialised tf.Example; what the others hold is not read."""
+    """Reads the features of some keys of a serialised tf.Example, and skips all others."""
     found = {}
     for _, features_start, features_end in _walk_fields(data, start, end):
         for _, entry_start, entry_end in _walk_fields(data, features_start, features_end):
@@ -104,7 +104,7 @@ def _read_features(
 
 
 def _walk_fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field of a protocol buffer whose fields are delimited."""
+    """Walks the fields of a protocol buffer that all have a length: (number, start, end) each."""
     while start < end:
         tag, start = _read_varint(data, start, end)
         if tag & 7 != _LENGTH_DELIMITED:
@@ -117,7 +117,11 @@ def _walk_fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tupl
 
 
 def _read_varint(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
-    """A number, seven bits to a byte from the lowest on, and where what follows it begins."""
+    """Reads a protocol buffer's integer: seven bits to a byte, the lowest first.
+
+    Returns:
+        the integer, and the place after it.
+    """
     value = 0
     for place in range(start, end):
         value |= (data[place] & 0x7F) << 7 * (place - start)

@@ -16,9 +16,9 @@ MEAN = 0.35  # of a picture's values in 0..1: darker ones are brightened under a
 
 
 def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Classes' colours over the picture, with a light line where two classes meet.
+    """Draws classes' colours over a picture, with a light line where two classes meet.
 
-    A dark picture is brightened first: of a night, nothing would be left below the colours.
+    A dark picture is brightened first: a photograph of a night would not be seen under the colours.
 
     Args:
         image: uint8 [H, W, 3].
@@ -44,13 +44,16 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
 
 
 def brighten(image: np.ndarray) -> np.ndarray:
-    """A picture whose values are MEAN on average, or more if they were: float64, in 0..255.
+    """Brightens a dark picture until its values are MEAN on average; others stay as they are.
 
-    First all are multiplied, until one in a hundred is white; if that is not enough, a power of
-    them lifts the dark ones most. Either keeps the order of the values.
+    First all values are multiplied, at most until one in a hundred is white. If that is not enough,
+    a power of them lifts the dark ones most. Neither changes the order of the values.
 
     Args:
         image: uint8 [H, W, 3].
+
+    Returns:
+        float64 [H, W, 3] in 0..255.
     """
     values = image / 255
     if not 0 < values.mean() < MEAN:
@@ -63,13 +66,13 @@ def brighten(image: np.ndarray) -> np.ndarray:
 
 
 def draw_stripes(shape: tuple[int, ...]) -> np.ndarray:
-    """Thin diagonal stripes: bool [H, W, 1], True on them."""
+    """Draws thin diagonal stripes: bool [H, W, 1], True on a stripe."""
     rows, columns = np.indices(shape)
     return ((rows + columns) % 10 < 2)[..., np.newaxis]
 
 
 def draw_checkerboard(shape: tuple[int, ...]) -> np.ndarray:
-    """Squares of two light greys, as editors show what is not there: uint8 [H, W, 3]."""
+    """Draws squares of two light greys, editors' sign for "no picture here": uint8 [H, W, 3]."""
     rows, columns = np.indices(shape) // 8
     return np.where((rows + columns) % 2, 255, 215)[..., np.newaxis].repeat(3, -1).astype(np.uint8)
 
@@ -82,7 +85,7 @@ def draw_legend(
     marks: Mapping[str, np.ndarray] | None = None,
     max_rows: int = 25,
 ) -> Image.Image:
-    """A picture that names colours, with the classes' numbers; long lists get more columns.
+    """Draws a legend: colour, number and name of each class; long lists get more columns.
 
     Args:
         class_names: C names.
@@ -117,11 +120,11 @@ def draw_legend(
 
 
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of all pictures: matplotlib's has Greek, Cyrillic and accents, Pillow's has not."""
+    """Loads the font of all pictures, matplotlib's: Pillow's own lacks Greek, Cyrillic, accents."""
     file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(file, size)
 
 
 def measure_text(text_font: ImageFont.FreeTypeFont, text: str) -> int:
-    """Width of a line of text in pixels."""
+    """Measures the width of a line of text in pixels."""
     return round(text_font.getlength(text))

@@ -20,7 +20,7 @@ Logits = Callable[[tf.Tensor], tf.Tensor]
 
 
 def compute_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """The network's answer, checked against the number of classes.
+    """Runs the network and checks that it has the right number of classes.
 
     Args:
         model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
@@ -45,7 +45,7 @@ def compute_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Ten
 def compute_scores(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
-    """The scores whose argmax is a pixel's class, in evaluation and prediction alike.
+    """Computes the scores whose argmax is a pixel's class, in evaluation and prediction alike.
 
     Args:
         model, images, num_classes, scales, flip: as those of `average_probabilities`.
@@ -62,7 +62,7 @@ def compute_scores(
 def average_probabilities(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
-    """Class probabilities, averaged over scales and, with `flip`, over left and right.
+    """Averages class probabilities over scales and, with `flip`, over the mirror images too.
 
     Every scale is made from the given images, never from another scale. Logits come back to the
     images' grid before the softmax.
@@ -217,7 +217,7 @@ def make_split_evaluator(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Callable[[], tuple[dict[str, Any], np.ndarray]]:
-    """A function that evaluates the model, as it is then, on a split of a data directory.
+    """Makes a function that evaluates the model on a split, with the weights of that moment.
 
     Args:
         model, strategy, scales, flip: as Evaluator's.
@@ -251,7 +251,7 @@ def make_split_evaluator(
 
 
 def format_class_table(metrics: dict[str, Any]) -> str:
-    """A table of every class' IoU and the means, in percent, for terminal and log."""
+    """Formats a table of every class' IoU and the means, in percent, for terminal and log."""
     rows = [
         (name, "-" if iou is None else f"{100 * iou:.2f}")
         for name, iou in zip(metrics["class_names"], metrics["per_class_iou"], strict=True)

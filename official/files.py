@@ -200,7 +200,8 @@ def glob_files(pattern: str, root: str | os.PathLike[str]) -> list[Path]:
 
     Args:
         pattern: the pattern.
-        root: the folders at its head that are meant by their very names.
+        root: the folder in which it begins, which is a part of it: a name in it that looks like a
+            pattern, such as `run[1]`, is none.
     """
     below = Path(pattern).parts[len(Path(root).parts) :]
     if "**" not in below:

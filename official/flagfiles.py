@@ -15,7 +15,7 @@ Located = tuple[str, Path | None]
 def expand(
     arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
 ) -> list[str]:
-    """Arguments in which every --flagfile=FILE has been replaced by the flags in that file.
+    """Replaces every --flagfile=FILE among arguments by the flags in that file.
 
     A file is UTF-8, with or without a byte order mark, and holds one flag a line; empty lines and
     lines that begin with # are skipped. A later flag wins over an earlier one. A flagfile that is
@@ -24,8 +24,8 @@ def expand(
 
     Args:
         arguments: as on the command line, or the lines of a file.
-        directory: where relative names of flagfiles begin.
-        also: where names are looked for that are not there.
+        directory: the folder in which flagfiles are looked for.
+        also: more such folders, for those that are not in the first.
 
     Raises:
         flags.CantOpenFlagFileError: a flagfile cannot be read, or contains itself.
@@ -36,7 +36,7 @@ def expand(
 def locate(
     arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
 ) -> list[Located]:
-    """What `expand` answers, each argument with the flagfile in which it stands, or None."""
+    """`expand` that gives each argument with the flagfile in which it stands, or None."""
     return _locate(arguments, Path(directory), also, ())
 
 

@@ -50,7 +50,7 @@ def decode_image(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def decode_jpeg_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-    """That part of a JPEG file's pixels alone, uint8 [h, w, 3].
+    """Decodes a part of a JPEG file and nothing else: uint8 [h, w, 3].
 
     The outermost two rows and columns differ from those of the whole picture, unless they are at
     its border: colours may be stored for every second pixel, and come from both sides.
@@ -103,9 +103,10 @@ def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def read_orientation(file: bytes) -> int:
-    """A PNG's or JPEG's EXIF orientation, 1..8; 1 is upright, or there is none, or no image.
+    """Reads the rotation mark (EXIF orientation, 1..8) of a PNG or JPEG file.
 
-    Nothing here obeys it; it is for warnings.
+    1 means upright; it is the answer too where there is no mark or no image. Nothing here turns
+    pictures by it: it is for warnings.
     """
     # Pillow decodes a whole PNG to look for it; hardly any has one.
     if file.startswith(_PNG) and b"eXIf" not in file and b"Raw profile type" not in file:
@@ -142,7 +143,10 @@ def _begins_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
 
 
 def _refuse(message: tf.Tensor | str, shape: tuple[int, ...]) -> tf.Tensor:
-    """Raises InvalidArgumentError when it is run; would be a uint8 tensor of that shape."""
+    """A branch of tf.cond that raises InvalidArgumentError when it is taken.
+
+    tf.cond wants a tensor from each branch: this one is uint8, of the given number of dimensions.
+    """
     # The operation itself, whose error outside of graphs has the message alone too.
     failure = tf.raw_ops.Assert(condition=False, data=[message])
     with tf.control_dependencies([failure]):

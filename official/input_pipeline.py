@@ -21,12 +21,12 @@ _INT64_MAX = np.iinfo(np.int64).max
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Full batches in one pass over the records."""
+    """Counts the full batches in one pass over the records."""
     return num_records // batch_size
 
 
 def make_example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
-    """The int64 [2] seed of example `number` (int64 scalar) of one stream of a run."""
+    """Makes the seed, int64 [2], of example `number` (int64 scalar) of one stream of a run."""
     fold_in = tf.random.experimental.stateless_fold_in
     return fold_in(fold_in(tf.constant([0, seed], tf.int64), tf.constant(stream, tf.int64)), number)
 
@@ -34,9 +34,19 @@ def make_example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
 def pick_record(
     number: tf.Tensor, num_records: int, epoch_examples: int, seed: int, stream: int
 ) -> tf.Tensor:
-    """Which of `num_records` records example `number` of a stream shows (int64 scalars).
+    """Picks the record that example `number` of a stream shows.
 
-    Every `epoch_examples` examples another order of the records begins.
+    Within an epoch no record comes twice; each epoch has an order of its own.
+
+    Args:
+        number: int64 scalar, the example's place in the endless stream.
+        num_records: how many records there are.
+        epoch_examples: how many examples an epoch has, at most num_records.
+        seed: the run's.
+        stream: see `make_train_batches`.
+
+    Returns:
+        int64 scalar in 0..num_records-1.
     """
     order_seed = make_example_seed(seed, stream, number // epoch_examples)
     return tf.random.experimental.index_shuffle(
@@ -109,10 +119,10 @@ def make_train_batches(
     cache: bool = False,
     input_context: Any = None,
 ) -> tf.data.Dataset:
-    """Endless shuffled, augmented batches.
+    """Makes endless shuffled, augmented batches.
 
-    An epoch is `steps_per_epoch` full batches in an order of its own; what does not fill a batch is
-    left out of that epoch.
+    An epoch is `steps_per_epoch` full batches in an order of its own; records that would not fill
+    another batch are left out of that epoch.
 
     Args:
         description: the data directory's description.
@@ -226,15 +236,15 @@ def read_eval_images(
     max_images: int | None = None,
     multiple_of: int = 1,
 ) -> tf.data.Dataset:
-    """Whole images, one at a time, in the records' order.
+    """Reads whole images, one at a time, in the records' order.
 
     Args:
         description: the data directory's description.
         split: name of the split.
         max_images: if given and smaller than the split, this many evenly spaced records are taken.
-        multiple_of: the number of elements is rounded up to a multiple of it with copies of the
-            first image whose label is void everywhere: every replica always has work, and no result
-            changes.
+        multiple_of: the number of replicas that share the images. Copies of the first image fill
+            the last turn, so that every replica has one; their label is void everywhere, so no
+            result changes.
 
     Returns:
         Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W], "filename": string
@@ -269,9 +279,15 @@ def make_data_error(error: tf.errors.OpError, description: Description) -> RunEr
 def decode_label_or_void(
     record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int
 ) -> tf.Tensor:
-    """The label map of a record (see parse_example), uint8 [H, W].
+    """Decodes the label map of a record; one that has none is void everywhere.
 
-    Where a record has none, it is void of that size (height, width).
+    Args:
+        record: as of `records.parse_example`.
+        size: int32 [2], (height, width) of its image.
+        ignore_label: the void label.
+
+    Returns:
+        uint8 [H, W].
     """
     encoded = record["label"]
     return tf.cond(
@@ -282,7 +298,15 @@ def decode_label_or_void(
 
 
 def make_record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
-    """All record numbers of a split, and a function record number -> parse_example's answer."""
+    """Finds the records of a split.
+
+    Returns:
+        Their numbers, int64 [n], and a function that reads one: number (int64 scalar) -> what
+        `records.parse_example` gives.
+
+    Raises:
+        RunError: a file is damaged, or there are not as many as the description says.
+    """
     described = description.split(split)
     file_numbers, offsets = index_records(described.files)
     if len(offsets) != described.num_examples:
@@ -299,7 +323,7 @@ def make_record_reader(description: Description, split: str) -> tuple[np.ndarray
 
 
 def _make_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
-    """All record numbers of a split, and a function record number -> (image, label, filename)."""
+    """`make_record_reader` with a function that decodes: number -> (image, label, filename)."""
     numbers, read = make_record_reader(description, split)
 
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -320,7 +344,7 @@ _ReadCrop = Callable[[tf.Tensor, _PositionsOf], tuple[tf.Tensor, tf.Tensor]]
 
 
 def _read_crops_from_files(description: Description, read: Any) -> _ReadCrop:
-    """Decodes what a crop needs: of a JPEG its window, of other files all."""
+    """Makes a reader of crops that decodes as little as it can: a window of a JPEG, a whole PNG."""
 
     def read_crop(record: tf.Tensor, positions: _PositionsOf) -> tuple[tf.Tensor, tf.Tensor]:
         parsed = read(record)
@@ -360,7 +384,7 @@ def _read_crops_from_files(description: Description, read: Any) -> _ReadCrop:
 
 
 def _read_crops_from_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
-    """Decodes the records now, with progress, and samples crops from memory.
+    """Makes a reader of crops that decodes all records first, with progress, and keeps them.
 
     tf.data makes a copy of the tensors that it holds, so a pixel takes 9 bytes, and 13 for a moment
     at the start. (Fetching through Python would take 4, but the process could not end while the
@@ -404,7 +428,7 @@ def _read_crops_from_memory(description: Description, split: str, records: np.nd
 def _check(
     size: tf.Tensor, label: tf.Tensor, filename: tf.Tensor, description: Description
 ) -> list[tf.Operation]:
-    """Asserts that the label map has its image's size and that each value is a class or void."""
+    """Makes assertions: the label map has its image's size, each value is a class or void."""
     classes, void = description.num_classes, description.ignore_label
     # The usual void, 255, becomes 0 and all others one more, in one pass over the label map.
     shifted = label + 1 if void == 255 else tf.where(label == void, tf.zeros_like(label), label + 1)

@@ -35,7 +35,7 @@ class Part:
 
 
 def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
-    """The cost of each part of a built network for one image of crop_size = (height, width).
+    """Counts what each part of a built network costs for one image of (height, width).
 
     The parts are the network's own layers, in the order of their variables. What is padded counts.
     """
@@ -55,13 +55,13 @@ def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
 
 
 def count_multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
-    """The multiply-adds of a function of tensors, from the graph that it is traced to."""
+    """Counts the multiply-adds of a function of tensors in the graph that it is traced to."""
     graph = tf.function(function).get_concrete_function(*inputs).graph
     return sum(_count_multiply_adds(operation) for _, operation in _walk_operations(graph, ""))
 
 
 def _walk_operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:
-    """All operations of a graph and of the functions that it calls, with their full names."""
+    """Walks the operations of a graph and of the functions that it calls, with full names."""
     for operation in graph.get_operations():
         name = scope + operation.name
         yield name, operation
@@ -71,7 +71,7 @@ def _walk_operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation
 
 
 def _find_part(name: str, parts: Collection[str]) -> str:
-    """The part of an operation, from its name such as network_1/cell_3_1/.../Conv2D."""
+    """Finds the part to which an operation belongs by its name, network_1/cell_3_1/.../Conv2D."""
     for scope in name.split("/"):
         # Keras opens a layer's name scope twice, and TensorFlow numbers the second one.
         for part in (scope, scope.rpartition("_")[0]):
@@ -81,7 +81,7 @@ def _find_part(name: str, parts: Collection[str]) -> str:
 
 
 def _count_multiply_adds(operation: tf.Operation) -> int:
-    """Multiply-adds of a convolution or matrix product, 0 for anything else."""
+    """Counts the multiply-adds of a convolution or matrix product; 0 for anything else."""
     if operation.type == "Conv2D":  # kernel [height, width, inputs of a group, outputs]
         weights_per_output = operation.inputs[1].shape[:3].num_elements()
     elif operation.type == "DepthwiseConv2dNative":  # kernel [height, width, inputs, multiplier]
@@ -96,7 +96,7 @@ def _count_multiply_adds(operation: tf.Operation) -> int:
 
 
 def summarize(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]:
-    """The cost as plain data for JSON: totals, and the same for each part by name."""
+    """Gives the cost as plain data for JSON: totals, and the same for each part by name."""
 
     def units(parameters: int, multiply_adds: int) -> dict[str, float]:
         return {
@@ -113,7 +113,7 @@ def summarize(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, An
 
 
 def format_table(parts: Sequence[Part], crop_size: tuple[int, int]) -> str:
-    """The cost as a table for people: one line per part, and the total."""
+    """Formats the cost as a table for people: one line per part, and the total."""
     total = Part(
         "total", sum(part.parameters for part in parts), sum(part.multiply_adds for part in parts)
     )

@@ -21,10 +21,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand_path(text: str) -> str:
-    """A path as a user writes it, with `~` and `~name` replaced by the home directory.
+    """Replaces `~` and `~name` at the beginning of a user's path by the home directory.
 
     Raises:
-        ValueError: it is none on this machine, or one that a flagfile cannot hold.
+        ValueError: it is no path on this machine, or one that a flagfile cannot hold.
     """
     if _SCHEME.match(text):
         raise ValueError("only paths on this machine are read and written: copy or mount it")
@@ -46,7 +46,7 @@ def expand_path(text: str) -> str:
 
 
 def check_no_pattern(path: str) -> None:
-    """Refuses what TensorFlow takes for a pattern.
+    """Refuses a path that TensorFlow takes for a pattern of names.
 
     Its readers of checkpoints and SavedModels match names where they should compare them: `run[1]`
     is written but never found again, and `run*` finds, and removes, what lies in `run2`.
@@ -63,10 +63,14 @@ def check_no_pattern(path: str) -> None:
 
 
 def check_plain(path: str, what: str) -> None:
-    """`check_no_pattern` for callers from Python.
+    """`check_no_pattern` where no flag has been read: its error is a RunError.
+
+    Args:
+        path: any.
+        what: what the path is, for the error's line.
 
     Raises:
-        RunError: the path has such a character; `what` says what it is.
+        RunError: the path has such a character.
     """
     try:
         check_no_pattern(path)
@@ -75,10 +79,10 @@ def check_plain(path: str, what: str) -> None:
 
 
 def parse_path(text: str) -> Path:
-    """For argparse's `type`: a path that TensorFlow can write to, too.
+    """Reads a path for argparse (its `type`): one to which TensorFlow can write.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not such a path.
     """
     try:
         path = expand_path(text)

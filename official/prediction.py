@@ -27,11 +27,11 @@ from official.submission import Submission, check_alone
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What is to be segmented: names at once, pixels one picture after the other.
+    """The pictures to segment. All names are known first; pixels are read one by one.
 
     Attributes:
-        names: a relative path without suffix for each, from which those of the answers are made.
-        sources: what a message to the user calls each: the file, or the record's name.
+        names: for each picture a relative path without suffix; its answers get that name.
+        sources: for each picture the name for messages to the user: its file, or its record.
         images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is
             unreadable.
     """
@@ -42,7 +42,7 @@ class Pictures:
 
 
 def open_pictures(inputs: str, output_dir: str) -> Pictures:
-    """The pictures that a file name, folder or glob pattern stands for, each at its own size.
+    """Opens the pictures that a file name, folder or glob pattern stands for.
 
     Args:
         inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
@@ -61,7 +61,7 @@ def open_pictures(inputs: str, output_dir: str) -> Pictures:
 
 
 def open_split(description: Description, split: str) -> Pictures:
-    """The images of a split of a data directory, named as their records; labels do not matter.
+    """Opens the images of a split of a data directory; their records need no labels.
 
     Raises:
         RunError: there is no such split, or it cannot be read.
@@ -97,7 +97,7 @@ def predict(
     sizes: Sizes = OWN_SIZE,
     submission: Submission | None = None,
 ) -> list[Path]:
-    """Segments pictures; answers are as large as they.
+    """Segments pictures; each answer is as large as its picture.
 
     Writes for each picture <name>_labels.png (8-bit palette PNG whose values are the classes) and
     <name>_overlay.png, and once legend.png; or, for a submission, the one file that it wants.
@@ -128,10 +128,10 @@ def predict(
 
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)], autograph=False)
     def classify(images: tf.Tensor) -> tf.Tensor:
-        def seen(images: tf.Tensor) -> tf.Tensor:
+        def score(images: tf.Tensor) -> tf.Tensor:
             return compute_scores(model, images, len(class_names), scales=scales, flip=flip)
 
-        scores = sizes.answer(seen, images)
+        scores = sizes.answer(score, images)
         return tf.cast(tf.argmax(scores, -1, output_type=tf.int32), tf.uint8)
 
     colours = np.asarray(palette, np.uint8)
@@ -158,7 +158,7 @@ def predict(
 
 
 def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | None) -> list[str]:
-    """The label map's path below output_dir for each picture; see predict for what it checks."""
+    """Names each picture's label map, a path below output_dir; raises what `predict` says."""
     file_of = submission.file_of if submission else lambda name: f"{name}_labels.png"
     sources: dict[str, str] = {}
     for name, source in zip(pictures.names, pictures.sources, strict=True):
@@ -177,7 +177,7 @@ def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | 
 
 
 def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
-    """The pictures that a file name, folder or glob pattern stands for.
+    """Finds the pictures that a file name, folder or glob pattern stands for.
 
     Files in output_dir are left out of folders and patterns: they are earlier answers.
 
@@ -209,7 +209,10 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
 
 
 def _find_fixed_part(pattern: str) -> Path:
-    """The folders before the first one that has a wildcard and is not there by that very name."""
+    """Finds the folder in which a glob pattern begins: what stands before its first wildcard.
+
+    A folder that is there by its very name, such as `run[1]`, is no wildcard.
+    """
     parts = Path(pattern).parts[:-1]
     fixed = 0
     while fixed < len(parts) and (
@@ -248,7 +251,10 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
 
 
 def make_label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
-    """An image whose values are uint8 [H, W]; viewers show a palette's colours, or grey."""
+    """Makes an image of uint8 [H, W] whose stored values are the labels.
+
+    Viewers show the palette's colours; without a palette, grey.
+    """
     image = Image.fromarray(labels)
     if palette is not None:
         image.putpalette([int(value) for colour in palette for value in colour])

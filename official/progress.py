@@ -14,7 +14,7 @@ MEMORY = 60.0
 
 
 def format_duration(seconds: float) -> str:
-    """A time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
+    """Writes a time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -27,9 +27,9 @@ def format_duration(seconds: float) -> str:
 class Progress:
     """Counts finished items on stderr, with rate, time left and a note; a context manager.
 
-    Rate and time left are those of the items after the first, which often has to wait for graphs
-    and files. What is done `apart` does not count, and of pauses as many are expected as `pauses`
-    says, each as long as the last one.
+    The first item does not count for the rate: it often has to wait for graphs and files. Neither
+    does what is done within `apart`. The time left includes the pauses still to come, each taken to
+    be as long as the last one.
 
     Args:
         name: what is being done, such as "evaluate".
@@ -113,7 +113,7 @@ class Progress:
 
     @contextlib.contextmanager
     def apart(self, note: str = "") -> Iterator[None]:
-        """While it lasts, time does not count, nor do items that are done.
+        """A context whose time and items do not count for the rate, such as a first evaluation.
 
         Args:
             note: what is being done, said at once.
@@ -130,7 +130,7 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """As `apart`, for work that comes again: it belongs to the time that is left."""
+        """`apart` for work that comes again, such as each evaluation: the time left includes it."""
         before = time.monotonic()
         with self.apart():
             yield

@@ -98,7 +98,7 @@ class Description:
         return len(self.class_names)
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises RunError, listing the splits, if there is none."""
+        """Gives the split of that name; raises RunError, which lists the splits, if none has it."""
         if name not in self.splits:
             raise RunError(
                 f"{self.data_dir} has no split {name!r}: it has {', '.join(sorted(self.splits))}"
@@ -106,7 +106,7 @@ class Description:
         return self.splits[name]
 
     def fingerprint(self) -> str:
-        """12 hex digits, equal for equal content wherever the directory lies."""
+        """Hashes what the description says, but for the directory: 12 hex digits."""
         content = {
             "name": self.name,
             "class_names": self.class_names,
@@ -123,7 +123,9 @@ def make_metadata(
     palette: Sequence[tuple[int, int, int]],
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The metadata that a converter stores beside its shards; it fills `sizes` while it writes.
+    """Makes the metadata that a converter stores beside its shards, with `sizes` still empty.
+
+    The converter fills them in while it writes.
 
     `sizes` maps a split's name to a list of [height, width, number of images].
     """
@@ -223,7 +225,7 @@ def _describe_shards(
 
 
 def _name_classes(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
-    """Names and colours of the dataset of so many classes for which DeepLab has a script."""
+    """Guesses classes' names and colours from their number, by the datasets that DeepLab reads."""
     known = (
         (datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),
         (datasets.VOC_NAMES, datasets.VOC_PALETTE),

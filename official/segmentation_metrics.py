@@ -33,7 +33,7 @@ def count_confusions(
 
 
 def summarize(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of a confusion matrix [C, C] (rows: truth), as plain values for JSON.
+    """Computes the metrics of a confusion matrix [C, C] (rows: truth), plain values for JSON.
 
     Returns:
         class_names; per_class_iou: TP / (TP + FP + FN), None where that is 0 / 0; miou: the mean of

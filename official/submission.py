@@ -49,7 +49,7 @@ class Submission:
 
 
 def make_submission(form: str, class_names: Sequence[str], split: str) -> Submission:
-    """The form of that name.
+    """Makes the form of that name.
 
     Args:
         form: a key of FORMS.

@@ -185,7 +185,7 @@ def test_a_saved_model_does_the_same(root, network, tmp_path, arguments, sizes):
 def test_a_longest_side(root, network, tmp_path):
     run = shutil.copytree(root / "run", tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
-    record["scale"] = Sizes(max_side=50).options()
+    record["scale"] = Sizes(max_side=50).to_options()
     (run / "run.json").write_text(json.dumps(record))
     (tmp_path / "in").mkdir()
     images = {

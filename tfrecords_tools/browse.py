@@ -78,7 +78,7 @@ class Example:
 
 
 def read_stored(description: Description, split: str, count: int, seed: int) -> Iterator[Example]:
-    """`count` records of a split, chosen by the seed, in their order.
+    """Reads `count` records of a split, chosen by the seed, in their order.
 
     Raises:
         RunError: a record cannot be used.
@@ -112,7 +112,7 @@ def read_augmented(
     crop_size: tuple[int, int],
     resize_longer_side: int | None,
 ) -> Iterator[Example]:
-    """The first `count` examples that a training with this seed is fed.
+    """Reads the first `count` examples that a training with this seed is fed.
 
     Args:
         description: of the dataset.
@@ -149,7 +149,7 @@ def read_augmented(
 
 
 def find_padding(image: np.ndarray) -> np.ndarray:
-    """Where a training crop (float32 [H, W, 3]) shows no image: bool [H, W].
+    """Finds where a training crop (float32 [H, W, 3]) shows no image: bool [H, W].
 
     Padding is whole rows and columns; a pixel of an image may have its value by chance.
     """
@@ -158,7 +158,7 @@ def find_padding(image: np.ndarray) -> np.ndarray:
 
 
 def draw_sheet(examples: list[Example], description: Description, title: str) -> Image.Image:
-    """All examples in rows, each as image and overlay, and the legend of the classes they show."""
+    """Draws all examples in rows, each as image and overlay, and a legend of their classes."""
     pairs = [_draw_pair(example, description) for example in examples]
     cell = max(pair.width for pair in pairs)
     row = max(pair.height for pair in pairs) + CAPTION + GAP
@@ -251,7 +251,7 @@ def main() -> None:
 
 
 def _draw_pair(example: Example, description: Description) -> Image.Image:
-    """Image and overlay side by side, as large as they are shown: stripes and lines stay sharp."""
+    """Draws image and overlay side by side, at the size of the sheet, so that lines stay sharp."""
     height, width = example.label.shape
     scale = min(PICTURE[0] / height, PICTURE[1] / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -271,7 +271,7 @@ def _draw_pair(example: Example, description: Description) -> Image.Image:
 
 
 def _replace_void(label: np.ndarray, description: Description) -> np.ndarray:
-    """int32; with the number of classes in the place of void, since that is no class' number."""
+    """Replaces the void label by the number of classes, which no class has: int32 [H, W]."""
     label = label.astype(np.int32)  # there may be 256 classes
     return np.where(label == description.ignore_label, np.int32(description.num_classes), label)
 
@@ -296,7 +296,7 @@ def _draw_legend(examples: list[Example], description: Description, max_rows: in
 
 
 def _shorten(text: str, width: int) -> str:
-    """Text that fits `width` pixels: names are told apart by their ends, so the start goes."""
+    """Cuts the start of a text that is wider than `width` pixels: names differ at their ends."""
     start = 0
     while (
         measure_text(

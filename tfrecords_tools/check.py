@@ -36,7 +36,7 @@ EVALUATED = ("val", "test", "dev", "eval")
 
 
 def report(name: str, findings: Findings, description: Description) -> str:
-    """The findings of one split as text: sizes, a table of classes, the classes never seen."""
+    """Writes the findings of one split: sizes, a table of classes, the classes never seen."""
     names, void = description.class_names, description.ignore_label
     sizes = findings.sizes.most_common()
     shown = ", ".join(f"{height} x {width} ({count})" for (height, width), count in sizes[:5])
@@ -63,7 +63,7 @@ def report(name: str, findings: Findings, description: Description) -> str:
 
 
 def find_repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
-    """Images that occur more than once, in one split or in two.
+    """Finds images that occur more than once, in one split or in two.
 
     Returns:
         Lines that tell of what may be intended, and lines that tell of errors.
@@ -127,7 +127,7 @@ def check(description: Description, figure: str = "") -> None:
 
 
 def choose_figure(data_dir: str) -> str:
-    """Where the picture goes if nobody says: with the data, or nowhere if they are read-only."""
+    """Chooses the picture's path without --figure: beside the data; "" where that is read-only."""
     if os.access(data_dir, os.W_OK):
         return os.path.join(data_dir, "classes.png")
     print(f"{data_dir} cannot be written, so there is no picture: --figure=PATH says where else")

@@ -50,7 +50,7 @@ _FOLDERS = {
 
 
 def make_train_id_table() -> np.ndarray:
-    """The table label id -> train id: uint8 [34], 255 where the label id is void."""
+    """Makes the table label id -> train id: uint8 [34], 255 where the label id is void."""
     table = np.full(datasets.CITYSCAPES_NUM_LABEL_IDS, IGNORE_LABEL, np.uint8)
     table[list(datasets.CITYSCAPES_LABEL_IDS)] = np.arange(len(datasets.CITYSCAPES_LABEL_IDS))
     return table

@@ -51,7 +51,7 @@ def draw(
 
 
 def draw_figure(splits: Mapping[str, Findings], description: Description) -> Figure:
-    """The picture that `draw` writes."""
+    """Draws the picture that `draw` writes."""
     void = description.ignore_label
     rows = [i for i in range(description.num_classes) if i != void]
     labelled = {
@@ -90,7 +90,7 @@ def _draw_head(
     description: Description,
     legend_columns: int,
 ) -> None:
-    """The title, and below it which colour is which split."""
+    """Draws the title, and below it which colour is which split."""
     width, height = drawn.get_size_inches()
     title = f"{description.name}: share of each class in the pixels that are not void"
     at = (0.12 / width, 1 - 0.14 / height)
@@ -132,7 +132,7 @@ def _draw_column(
     largest: float,
     pitch: float,
 ) -> None:
-    """The bars of some labels from top to bottom; the unit of both axes is the inch."""
+    """Draws the bars of some labels from top to bottom; the unit of both axes is the inch."""
     longest = PANEL - 0.75  # room for the number behind the longest bar
     for row, label in enumerate(labels):
         is_void = label == description.ignore_label
@@ -181,7 +181,7 @@ def _draw_column(
 
 
 def _format_percent(share: float) -> str:
-    """Percent with two digits that say something, as a person writes them."""
+    """Writes percent with two significant digits, as a person does."""
     percent = 100 * share
     if percent >= 9.95 or percent == 0:
         return f"{percent:.0f} %"

@@ -37,7 +37,7 @@ METHODS = ("inverse_sqrt", "inverse", "median_frequency")
 
 
 def compute_class_weights(findings: Findings, description: Description, method: str) -> np.ndarray:
-    """One weight per class.
+    """Computes one weight per class.
 
     Args:
         findings: of the split; at least one of its pixels has a class.
@@ -64,7 +64,7 @@ def compute_class_weights(findings: Findings, description: Description, method: 
 
 
 def report(weights: np.ndarray, findings: Findings, description: Description) -> str:
-    """A table of classes, shares and weights, and what a user of the weights should know."""
+    """Writes a table of classes, shares and weights, with what their user should know."""
     names, shares = description.class_names, findings.shares(description)
     column = max(map(len, (*names, "class")))
     lines = [f"   id  {'class':<{column}}    share    weight"]

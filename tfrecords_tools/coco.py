@@ -46,7 +46,7 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """What is painted on a label map.
+    """One annotation: what is painted on a label map.
 
     Attributes:
         number: the annotation's id.
@@ -150,7 +150,7 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
 def _describe_images(
     rows: Sequence[Mapping[str, Any]], json_file: Path
 ) -> dict[Any, LabelledImage]:
-    """The images by their ids; ids of one file share their image."""
+    """Collects the images by their ids; ids of one file get one and the same image."""
     by_name: dict[str, LabelledImage] = {}
     by_id: dict[Any, LabelledImage] = {}
     for row in rows:
@@ -170,7 +170,7 @@ def _describe_images(
 
 
 def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -> np.ndarray:
-    """The label map of an image: uint8 [H, W], 0..20 or 255.
+    """Paints the label map of an image: uint8 [H, W], 0..20 or 255.
 
     Raises:
         RunError: an annotation is no mask of the image's size.
@@ -189,7 +189,7 @@ def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -
 
 
 def _make_mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
-    """A function segmentation, height, width -> uint8 [height, width], 1 where the mask is."""
+    """Makes a function (segmentation, height, width) -> uint8 [height, width], 1 in the mask."""
     try:
         from pycocotools import mask as masks
     except ImportError:
@@ -209,7 +209,7 @@ def _make_mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
 
 
 def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
-    """Raises ValueError for what the package's C code would take, and fail without a word."""
+    """Raises ValueError for impossible masks that pycocotools' C code takes without an error."""
     if isinstance(segmentation, list):
         far = 10 * max(height, width)
         if not all(-far < value < far for polygon in segmentation for value in polygon):
@@ -224,7 +224,7 @@ def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
 
 
 def _read_runs(counts: str) -> list[int]:
-    """The lengths of the runs in a compressed code (maskApi.c, rleFrString).
+    """Reads the lengths of the runs in a compressed code (maskApi.c, rleFrString).
 
     A number has five bits to a character, from the lowest on, and from the fourth number on is the
     difference to the number but one before.

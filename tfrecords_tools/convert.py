@@ -118,14 +118,14 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
             f"image {pair.image} is {photo.size[0]} x {photo.size[1]}"
         )
     label = Image.fromarray(values)
-    height, width = sizes.new_size(photo.size)
+    height, width = sizes.compute_size(photo.size)
     resized = (height, width) != photo.size
     if resized:
-        image = photo.pixels().resize((width, height), Image.Resampling.LANCZOS)
+        image = photo.decode().resize((width, height), Image.Resampling.LANCZOS)
         label = label.resize((width, height), Image.Resampling.NEAREST)
         encoded, image_format = encode_png(image), "png"
     else:
-        encoded, image_format = photo.encoded()
+        encoded, image_format = photo.encode()
     example = {
         "encoded": encoded,
         "filename": os.fsencode(pair.name),
@@ -176,7 +176,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             "channels": number,
             "segmentation": label,
         }
-        options = self._sizes.options()
+        options = self._sizes.to_options()
         if self._source.min_foreground:
             options["min_labelled_pixels"] = self._source.min_foreground
         described = make_metadata(
@@ -238,7 +238,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
 
 
 def _try_to_make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | RunError | None:
-    """`make_record` that returns its error: the pairs after a bad one are still wanted."""
+    """`make_record` that returns its error, so that the pairs after a bad one are made too."""
     try:
         return make_record(pair, source, sizes)
     except RunError as error:

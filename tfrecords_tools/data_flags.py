@@ -21,7 +21,7 @@ def define() -> None:
 
 
 def read(values: flags.FlagValues) -> Description:
-    """The description of --data_dir.
+    """Reads the description of --data_dir.
 
     Raises:
         UsageError: it is not what the other flags say, or they are missing.

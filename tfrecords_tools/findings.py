@@ -45,11 +45,11 @@ class Findings:
     errors: list[str] = dataclasses.field(default_factory=list)
 
     def classes(self, description: Description) -> np.ndarray:
-        """Pixels per class, int64 [C]; a class that is the void label has none."""
+        """Counts pixels per class, int64 [C]; a class whose number is the void label has none."""
         return np.where(is_class(description), self.pixels, 0)[: description.num_classes]
 
     def shares(self, description: Description) -> np.ndarray:
-        """Share of each class in the pixels that are not void, float64 [C]."""
+        """Computes the share of each class in the pixels that are not void, float64 [C]."""
         pixels = self.classes(description)
         return pixels / max(pixels.sum(), 1)
 
@@ -146,7 +146,7 @@ def find_mismatches(
     image_size: tuple[int, ...] | None,
     description: Description,
 ) -> list[str]:
-    """What is wrong with a label map: a line for its size, one for its values.
+    """Finds what is wrong with a label map: a line for its size, one for its values.
 
     Args:
         counts: [256], number of pixels per label value.
@@ -166,7 +166,7 @@ def find_mismatches(
 
 
 def format_ranges(values: Sequence[int]) -> str:
-    """Ascending numbers in words: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
+    """Writes ascending numbers: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
     spans: list[list[int]] = []
     for value in values:
         if spans and value == spans[-1][1] + 1:

@@ -148,9 +148,13 @@ def _find_folders(parent: Path) -> list[Path]:
 
 
 def _find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
-    """Files with one of the suffixes, by path below `folder` without it; the others; none hidden.
+    """Finds the files below a folder that are not hidden.
 
-    Raises RunError if two files differ in their suffix alone.
+    Returns:
+        Those with one of the suffixes, by their path below the folder without it; all others.
+
+    Raises:
+        RunError: two files differ in their suffix alone.
     """
     found: dict[str, Path] = {}
     others = []

@@ -57,7 +57,7 @@ class Source:
 
 
 def make_pair(image: Path, label: Path | None, source_dir: Path) -> Pair:
-    """The pair of these files, named after the image's path below `source_dir`."""
+    """Makes the pair of these files, named after the image's path below `source_dir`."""
     return Pair(image.relative_to(source_dir).with_suffix("").as_posix(), image, label)
 
 
@@ -128,7 +128,7 @@ class Photograph:
         path: the file.
         size: (height, width).
         format: "png" or "jpeg", of the file.
-        mode: Pillow's mode of `pixels`, "RGB" or "L".
+        mode: Pillow's mode of what `decode` gives, "RGB" or "L".
         changes: in words, why a record cannot hold the file as it is; empty if it can.
         marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
     """
@@ -142,8 +142,8 @@ class Photograph:
     _file: bytes
     _opened: Image.Image
 
-    def pixels(self) -> Image.Image:
-        """The pixels that all readers see (official.images): RGB or grey with 8 bits per channel.
+    def decode(self) -> Image.Image:
+        """Decodes the pixels that all readers see: RGB or grey, 8 bits per channel.
 
         Raises:
             RunError: the file is damaged.
@@ -157,13 +157,13 @@ class Photograph:
             ) from error
         return Image.fromarray(rgb if self.mode == "RGB" else np.ascontiguousarray(rgb[..., 0]))
 
-    def encoded(self) -> tuple[bytes, str]:
-        """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
+    def encode(self) -> tuple[bytes, str]:
+        """Gives the file's own bytes and format if a record can hold them, else a new PNG.
 
         Raises:
             RunError: the file is damaged.
         """
-        pixels = self.pixels()  # finds all damage that training would
+        pixels = self.decode()  # finds all damage that training would
         return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
 
     def _load(self) -> None:
@@ -236,6 +236,6 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 
 
 def _bits(image: Image.Image, file: bytes) -> int:
-    """Bits per channel; Pillow's modes do not tell all of them."""
+    """Finds the bits per channel; Pillow's modes do not tell all of them."""
     # A PNG begins with 8 bytes, then its first chunk: length, "IHDR", width, height, bits.
     return file[24] if image.format == "PNG" else 8

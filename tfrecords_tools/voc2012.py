@@ -62,7 +62,7 @@ def read_label(pair: Pair) -> np.ndarray | None:
 
 
 def find_root(source_dir: Path) -> Path:
-    """The folder VOC2012. Raises RunError if it is not there."""
+    """Finds the folder VOC2012. Raises RunError if it is not there."""
     for root in (source_dir / "VOCdevkit" / "VOC2012", source_dir / "VOC2012", source_dir):
         if (root / "ImageSets" / "Segmentation").is_dir():
             return root
@@ -73,12 +73,12 @@ def find_root(source_dir: Path) -> Path:
 
 
 def find_list(root: Path, split: str) -> Path:
-    """The file that lists the images of a split."""
+    """Gives the path of the file that lists the images of a split."""
     return root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of images, sorted, each once.
+    """Reads the names in a list of images, sorted, each once.
 
     Raises:
         RunError: the file is missing, empty or no text.
@@ -93,19 +93,19 @@ def read_list(path: Path) -> list[str]:
 
 
 def find_by_suffix(folder: Path, suffix: str) -> dict[str, Path]:
-    """The files of a folder that end in `suffix`, by their names without it."""
+    """Finds the files of a folder that end in `suffix`, by their names without it."""
     return {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
 
 
 def find_images(root: Path) -> dict[str, Path]:
-    """VOC's images by name, those that are not for segmentation too."""
+    """Finds all of VOC's images by name, not only those of the segmentation task."""
     return find_by_suffix(root / "JPEGImages", ".jpg")
 
 
 def keep_listed(
     names: Sequence[str], there: Collection[str], listed_in: Path, where: Path
 ) -> list[str]:
-    """Those of the names that have a file; a warning says which first one has none, and how many.
+    """Keeps those of the names that have a file, and warns of the others: the first, and how many.
 
     Args:
         names: the names in the list.

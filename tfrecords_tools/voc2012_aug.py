@@ -71,7 +71,7 @@ def read_label(pair: Pair) -> np.ndarray | None:
 
 
 def _find_sbd(source_dir: Path, root: Path) -> tuple[Path, dict[str, Path]]:
-    """The folder of SBD's labels, and its label files by name."""
+    """Finds the folder of SBD's labels, and its label files by name."""
     for depth in range(4):
         for folder in sorted(source_dir.glob("*/" * depth + "cls")):
             if (folder.parent / "train.txt").is_file():

@@ -53,7 +53,7 @@ def sixteen_bits(channels):
 def record_of(path, label_size=None):
     """What read_image finds, with the file that a record gets and what training reads from it."""
     found = read_image(path, label_size)
-    encoded, image_format = found.encoded()
+    encoded, image_format = found.encode()
     pixels = decode_image(encoded).numpy()
     assert image_format == ("png" if encoded[:4] == b"\x89PNG" else "jpeg")
     assert pixels.shape[:2] == found.size
@@ -207,10 +207,10 @@ def test_damaged_photographs_are_refused(photo, tmp_path, suffix, damage, messag
     photo.save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=f"photo{suffix} {message}"):
-        read_image(path).encoded()
+        read_image(path).encode()
     if "TensorFlow" not in message:  # Pillow overlooks the others, training would stop at them
         with pytest.raises(RunError, match=f"photo{suffix} cannot be read"):
-            read_image(path).pixels()
+            read_image(path).decode()
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tif", ".webp"])

@@ -110,7 +110,7 @@ def read_augmented(
     count: int,
     seed: int,
     crop_size: tuple[int, int],
-    resize_longer_side: int | None,
+    resize_longer_side: int | None = None,
 ) -> Iterator[Example]:
     """Reads the first `count` examples that a training with this seed is fed.
 

@@ -65,8 +65,9 @@ def test_stored_images_are_chosen_by_the_seed_and_named(data):
     assert len(picks) > 3 and set().union(*picks) == set(range(6))
 
 
-def test_augmented_images_are_what_training_is_fed(data):
-    shown = list(read_augmented(data, "train", 6, 3, (60, 100)))
+@pytest.mark.parametrize("longer", [None, 130])
+def test_augmented_images_are_what_training_is_fed(data, longer):
+    shown = list(read_augmented(data, "train", 6, 3, (60, 100), longer))
     # With the default flags of train.py; the batch is another, the order the same.
     batches = make_train_batches(
         *(data, "train"),
@@ -76,6 +77,7 @@ def test_augmented_images_are_what_training_is_fed(data):
         scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
         random_crop=True,
         flip=True,
+        resize_longer_side=longer,
     )
     fed = [
         pair
@@ -210,6 +212,9 @@ def test_command_line(data, tmp_path):
     assert wrong.stderr == (
         "error: --crop_size is the size of the crops of --augmented: give both\n"
     )
+    wrong = run(tmp_path, *arguments, "--resize_longer_side=33")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: --resize_longer_side is a part of --augmented: give both\n"
 
 
 @pytest.mark.parametrize("text", ["a", "0", "33,", "33,33,33", "-5"])

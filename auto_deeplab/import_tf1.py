@@ -34,7 +34,8 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, differences, reading
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError
 from official.files import make_directory
 from official.paths import define_path
 from official.records import Description, read_description
@@ -61,7 +62,7 @@ class Classes(NamedTuple):
 
     dataset: str
     names: Sequence[str]
-    palette: Sequence[datasets.Color]
+    palette: Sequence[datasets.Colour]
     guessed: bool
 
 
@@ -246,7 +247,7 @@ def name_classes(num_classes: int, description: Description | None) -> Classes:
     if num_classes == len(datasets.VOC_NAMES):
         return Classes("voc2012", datasets.VOC_NAMES, datasets.VOC_PALETTE, guessed=True)
     names = [f"class {number}" for number in range(num_classes)]
-    return Classes("unknown", names, datasets.distinct_palette(num_classes), guessed=True)
+    return Classes("unknown", names, datasets.make_distinct_palette(num_classes), guessed=True)
 
 
 @contextmanager

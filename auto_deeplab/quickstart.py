@@ -25,10 +25,10 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(ROOT)
 
 from auto_deeplab.report import quickstart_page  # noqa: E402
-from official.errors import errors_in_one_line  # noqa: E402
+from official.command_line import errors_in_one_line  # noqa: E402
 from official.files import write_atomically  # noqa: E402
-from official.paths import path_argument  # noqa: E402
-from official.progress import duration  # noqa: E402
+from official.paths import parse_path  # noqa: E402
+from official.progress import format_duration  # noqa: E402
 
 SECONDS = {
     "paint scenes": 8,
@@ -141,7 +141,7 @@ class Times:
 def main() -> None:
     """Runs all stages in turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output_dir", type=path_argument, default=Path("build/quickstart"))
+    parser.add_argument("--output_dir", type=parse_path, default=Path("build/quickstart"))
     run(parser.parse_args().output_dir)
 
 
@@ -165,7 +165,7 @@ def run(output_dir: Path, more: Mapping[str, Sequence[str]] | None = None) -> No
     print(f"From nothing to a served network: {len(road)} stages, about {minutes} minutes on two")
     print("idle CPU cores.")
     for number, stage in enumerate(road, start=1):
-        print(f"{number:4}  {stage.name:<20}{duration(SECONDS[stage.name]):>12}")
+        print(f"{number:4}  {stage.name:<20}{format_duration(SECONDS[stage.name]):>12}")
     print(f"It ends with a page to look at, {out / 'index.html'}. If it is interrupted, the same")
     print("command goes on.", flush=True)
 
@@ -216,7 +216,7 @@ def finish(out: Path, road: Sequence[Stage], seconds: Mapping[str, float], answe
     metrics = json.loads((ROOT / out / "train" / "metrics.json").read_text(encoding="utf-8"))
     print("\n== done")
     for name, taken in [*seconds.items(), ("all", sum(seconds.values()))]:
-        print(f"{name:<20}{duration(taken):>12}")
+        print(f"{name:<20}{format_duration(taken):>12}")
     for name, path in (
         ("genotype", out / "search" / "genotype.json"),
         ("its pictures", out / "search" / "figures"),

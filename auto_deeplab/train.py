@@ -18,7 +18,7 @@ if __name__ == "__main__":
     from absl import flags
 
     from auto_deeplab.modes import mode_flags
-    from official.errors import answer_help, errors_in_one_line
+    from official.command_line import answer_help, errors_in_one_line
     from official.quiet import import_tensorflow
 
     with errors_in_one_line():  # before TensorFlow takes its seconds
@@ -43,9 +43,9 @@ from auto_deeplab.modes.data import Batches, Compilation, Data, Devices, Reports
 from auto_deeplab.modes.flag_definitions import CONFIGS, DEFAULTS, MODES
 from auto_deeplab.modes.mode_flags import Kind
 from auto_deeplab.runs.run_record import NETWORK_SHAPE, OtherRunError
-from official.errors import RunError, UsageError, run_app
-from official.flagfiles import located
-from official.records import explain
+from official.command_line import run_app
+from official.errors import RunError, UsageError, explain
+from official.flagfiles import locate
 
 FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(flag_definitions)
@@ -57,7 +57,7 @@ MEMORY_REMEDY = dict.fromkeys(MODES, "the images are too large for this device")
 
 
 def start_app() -> None:
-    """Runs the command line: see errors.run_app."""
+    """Runs the command line: see command_line.run_app."""
     run_app(main, help_text=partial(mode_flags.help_text, FLAGS), flagfile_directories=CONFIGS)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         raise UsageError(f"--mode is needed: one of {', '.join(MODES)}")
     for name, value in DEFAULTS.get(FLAGS.mode, {}).items():
         FLAGS.set_default(name, value)
-    mode_flags.check(located(sys.argv[1:], also=CONFIGS), FLAGS)
+    mode_flags.check(locate(sys.argv[1:], also=CONFIGS), FLAGS)
     try:
         run_mode()
     except OtherRunError as error:

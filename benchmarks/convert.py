@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -28,9 +27,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from benchmarks.input_pipeline import encoded, label, photo
-from official.errors import run_app
+from benchmarks.input_pipeline import encode, make_label, make_photo
+from official.command_line import run_app
 from official.images import decode_image, decode_label
+from official.parallel import map_in_order
 from tfrecords_tools.convert import convert
 
 # Different files per shape; the others are copies of them.
@@ -42,7 +42,7 @@ def write_cityscapes(root: Path, count: int) -> list[tuple[Path, Path]]:
     """Writes PNG images of 1024 x 2048 and label maps as Cityscapes has them; returns the paths."""
     rng = np.random.default_rng(0)
     different = [
-        (encoded(photo(rng, 1024, 2048), "png"), encoded(label(rng, 1024, 2048), "png"))
+        (encode(make_photo(rng, 1024, 2048), "png"), encode(make_label(rng, 1024, 2048), "png"))
         for _ in range(min(count, DIFFERENT))
     ]
     paths = []
@@ -62,7 +62,7 @@ def write_voc(root: Path, count: int) -> list[tuple[Path, Path]]:
     """Writes JPEG images of 375 x 500 and label maps as PASCAL VOC has them; returns the paths."""
     rng = np.random.default_rng(0)
     different = [
-        (encoded(photo(rng, 375, 500), "jpeg"), encoded(label(rng, 375, 500), "png"))
+        (encode(make_photo(rng, 375, 500), "jpeg"), encode(make_label(rng, 375, 500), "png"))
         for _ in range(min(count, DIFFERENT))
     ]
     home = root / "VOCdevkit" / "VOC2012"
@@ -93,12 +93,12 @@ def read_and_decode(paths: list[tuple[Path, Path]]) -> None:
         decode_image(pair[0].read_bytes())
         decode_label(pair[1].read_bytes(), "")
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(one, paths))
+    for _ in map_in_order(one, paths):
+        pass
 
 
-def seconds(function: Callable[..., object], *arguments: object) -> float:
-    """How long function(*arguments) takes; what it prints is not shown."""
+def measure_seconds(function: Callable[..., object], *arguments: object) -> float:
+    """Measures how long function(*arguments) takes; what it prints is not shown."""
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         function(*arguments)
@@ -119,8 +119,8 @@ def main() -> None:
             limits, rates = [], []
             for turn in range(ROUNDS):
                 output = os.path.join(directory, f"data_{turn}")
-                limits.append(count / seconds(read_and_decode, paths))
-                rates.append(count / seconds(convert, dataset, source, output))
+                limits.append(count / measure_seconds(read_and_decode, paths))
+                rates.append(count / measure_seconds(convert, dataset, source, output))
         limit, rate = max(limits), max(rates)
         print(f"{name:<18}{limit:>14.1f}{rate:>10.1f}{rate / limit:>8.0%}", flush=True)
         results[name] = {"decode_images_per_s": limit, "convert_images_per_s": rate}

@@ -24,7 +24,8 @@ if __name__ == "__main__":
 from absl import flags
 
 from benchmarks.search_step import Setting, define_flags
-from official.errors import UsageError, run_app
+from official.command_line import run_app
+from official.errors import UsageError
 from official.files import write_atomically
 from official.paths import define_path
 

@@ -48,7 +48,8 @@ from auto_deeplab.space import genotype
 from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, model_cost, optimizers
-from official.errors import UsageError, run_app
+from official.command_line import run_app
+from official.errors import UsageError
 from official.export import export
 from official.paths import define_path
 from official.training_step import mean_loss, minimize, pixels_of_all_replicas
@@ -126,7 +127,7 @@ def measured(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB on Linux
     images = tf.TensorSpec(image_shape, tf.float32)
     forward = functools.partial(model, training=False)
-    gflop = passes * 2 * model_cost.multiply_adds(forward, [images]) / 1e9
+    gflop = passes * 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
     conv = machine.rates()["conv_gflops"]
     return {
         "params_millions": sum(np.prod(v.shape) for v in model.trainable_variables) / 1e6,

@@ -25,7 +25,8 @@ from absl import flags
 
 from benchmarks.machine import seconds
 from benchmarks.search_step import Setting, define_flags, peak_gb
-from official.errors import UsageError, run_app
+from official.command_line import run_app
+from official.errors import UsageError
 from official.progress import Progress
 
 SIZES = (

@@ -39,7 +39,7 @@ from auto_deeplab.space import search_space
 from benchmarks import machine
 from benchmarks.machine import seconds
 from official import distribution, model_cost, optimizers
-from official.errors import run_app
+from official.command_line import run_app
 
 SPACES = {"dense": search_space.OPERATIONS, "dil": search_space.DIL_OPERATIONS}
 CLASSES, VOID = 19, 255
@@ -127,7 +127,7 @@ class Setting:
             return supernet(images, *searching.architecture.probabilities(), training=True)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
-        return 2 * model_cost.multiply_adds(forward, [images]) / 1e9
+        return 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
 
 
 def define_flags() -> None:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from auto_deeplab.report import figures
 from auto_deeplab.space import genotype
 from official.datasets import CITYSCAPES_PALETTE
-from official.drawing import draw_overlay, font
+from official.drawing import draw_overlay, load_font
 
 HERE = Path(__file__).resolve().parent
 INK, BLUE, GREEN, GRAY = "#1f2933", "#1b6ca8", "#2e7d4f", "#7b8794"
@@ -194,7 +194,7 @@ def draw_quickstart(made: Path) -> Image.Image:
         place = left + (width - shown.width) // 2, top + (height - shown.height) // 2
         sheet.paste(shown, place)
         middle = (left + width // 2, top + height + caption // 2)
-        draw.text(middle, text, font=font(18), fill=INK, anchor="mm")
+        draw.text(middle, text, font=load_font(18), fill=INK, anchor="mm")
     return sheet.quantize(256)
 
 

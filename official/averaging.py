@@ -10,28 +10,28 @@ from typing import Any
 import tensorflow as tf
 
 
-def decay_at(decay: float, step: tf.Tensor) -> tf.Tensor:
-    """The share of the old average that step t keeps: min(decay, (1 + t) / (10 + t)), float32.
+def compute_decay(decay: float, step: tf.Tensor) -> tf.Tensor:
+    """Computes which share of the old average step t keeps: min(decay, (1 + t) / (10 + t)).
 
     So the first steps are not dominated by the initial values: the rule of TensorFlow 1's
     ExponentialMovingAverage.
 
     Args:
-      decay: in [0, 1).
-      step: integer scalar, the number of steps made before.
+        decay: in [0, 1).
+        step: integer scalar, the number of steps made before.
     """
     t = tf.cast(step, tf.float32)
     return tf.minimum(decay, (1.0 + t) / (10.0 + t))
 
 
 def start(averages: Sequence[Any], variables: Sequence[Any]) -> None:
-    """Begins the averages at the variables' values; call it outside replica functions.
+    """Sets the averages to the variables' values; call it outside replica functions.
 
     Args:
-      averages: Keras variables, with the same paths in the same order as `variables`.
-      variables: what is trained.
+        averages: Keras variables, with the same paths in the same order as `variables`.
+        variables: what is trained.
     """
-    for average, variable in _pairs(averages, variables):
+    for average, variable in _pair_variables(averages, variables):
         average.assign(tf.convert_to_tensor(variable))
 
 
@@ -46,19 +46,19 @@ def update(
     Every device blends its own copies, so none have to be sent.
 
     Args:
-      averages, variables: as those of `start`, made in the strategy's scope.
-      decay: scalar in [0, 1).
-      strategy: the variables'.
+        averages, variables: as those of `start`, made in the strategy's scope.
+        decay: scalar in [0, 1).
+        strategy: the variables'.
     """
 
     def blend(average: tf.Variable, variable: tf.Variable) -> None:
         average.assign_sub((1.0 - decay) * (average - variable))
 
-    for average, variable in _pairs(averages, variables):
+    for average, variable in _pair_variables(averages, variables):
         strategy.extended.update(average, blend, args=(variable,))
 
 
-def _pairs(
+def _pair_variables(
     averages: Sequence[Any], variables: Sequence[Any]
 ) -> Iterator[tuple[tf.Variable, tf.Variable]]:
     for average, variable in zip(averages, variables, strict=True):

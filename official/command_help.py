@@ -19,8 +19,8 @@ def is_wanted(arguments: Sequence[str]) -> bool:
     return any(argument in (f"-{name}", f"--{name}") for argument in own for name in WANTED)
 
 
-def of_main(values: flags.FlagValues) -> str:
-    """The main module's words, and all flags that no library has defined."""
+def describe_main_module(values: flags.FlagValues) -> str:
+    """Makes the help of a command: its docstring, and all flags that no library has defined."""
     own = [
         flag
         for module, defined in values.flags_by_module_dict().items()
@@ -28,15 +28,15 @@ def of_main(values: flags.FlagValues) -> str:
         for flag in defined
     ]
     words = sys.modules["__main__"].__doc__ or ""
-    return text(words, {"Flags": [described(flag) for flag in own]})
+    return format_help(words, {"Flags": [describe_flag(flag) for flag in own]})
 
 
-def text(words: str, groups: Mapping[str, Iterable[str]]) -> str:
-    """The help.
+def format_help(words: str, groups: Mapping[str, Iterable[str]]) -> str:
+    """Puts a help text together.
 
     Args:
         words: what the command is for.
-        groups: heading -> descriptions of flags, as of `described`. Empty groups are left out.
+        groups: heading -> descriptions of flags, as of `describe_flag`. Empty groups are left out.
     """
     parts = [words.strip()]
     for heading, descriptions in groups.items():
@@ -46,21 +46,21 @@ def text(words: str, groups: Mapping[str, Iterable[str]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def described(flag: flags.Flag, default: str | None = None, more: str = "") -> str:
-    """A flag's name and values on one line; below it what it means, and its default.
+def describe_flag(flag: flags.Flag, default: str | None = None, more: str = "") -> str:
+    """Describes a flag: its name and values on a line; below it what it means, and its default.
 
     Args:
         flag: any.
-        default: in words. Default: the flag's own, if it has one.
+        default: the default in words, where it is not the flag's own.
         more: a sentence to add.
     """
     meaning = flag.help or ""
-    if _choices(flag):  # absl puts them before the words
-        meaning = meaning.removeprefix(f"<{'|'.join(_choices(flag))}>: ")
+    if _list_choices(flag):  # absl puts them before the words
+        meaning = meaning.removeprefix(f"<{'|'.join(_list_choices(flag))}>: ")
     meaning = " ".join(meaning.split())
     meaning = meaning[:1].upper() + meaning[1:] + ("" if meaning.endswith(".") else ".")
     if default is None and flag.default is not None:
-        default = value_text(flag.default)
+        default = format_value(flag.default)
     if default is not None:
         default = default.replace(",", ", ") if len(default) > 80 else default
         meaning += f" Default:\N{NO-BREAK SPACE}{default}."
@@ -73,29 +73,29 @@ def described(flag: flags.Flag, default: str | None = None, more: str = "") -> s
         break_on_hyphens=False,
         break_long_words=False,
     )
-    return f"  {_usage(flag)}\n{lines}".replace("\N{NO-BREAK SPACE}", " ")
+    return f"  {_format_usage(flag)}\n{lines}".replace("\N{NO-BREAK SPACE}", " ")
 
 
-def value_text(value: Any) -> str:
-    """A flag's value as one would type it; a small number as 0.0003, not 3e-04."""
+def format_value(value: Any) -> str:
+    """Writes a flag's value as one would type it; a small number as 0.0003, not 3e-04."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return ",".join(value_text(part) for part in value)
+        return ",".join(format_value(part) for part in value)
     if isinstance(value, float):
         return f"{value:.10f}".rstrip("0").rstrip(".")
     return str(value) if value != "" else "none"
 
 
-def _usage(flag: flags.Flag) -> str:
+def _format_usage(flag: flags.Flag) -> str:
     if flag.boolean:
         return f"--[no]{flag.name}"
-    if _choices(flag):
-        return f"--{flag.name}={'|'.join(_choices(flag))}"
+    if _list_choices(flag):
+        return f"--{flag.name}={'|'.join(_list_choices(flag))}"
     kinds = {"int": "N", "float": "X"}
     value = kinds.get(flag.parser.flag_type(), "DIR" if flag.name.endswith("_dir") else "VALUE")
     return f"--{flag.name}={getattr(flag.parser, 'placeholder', value)}"
 
 
-def _choices(flag: flags.Flag) -> list[str]:
+def _list_choices(flag: flags.Flag) -> list[str]:
     return list(getattr(flag.parser, "enum_values", None) or [])

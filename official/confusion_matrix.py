@@ -17,7 +17,7 @@ from official.files import write_atomically
 
 PathLike = str | os.PathLike[str]
 
-INK, GRAY, PALE_GRAY = "#222222", "#8a8a8a", "#d8d8d8"
+INK, GREY, PALE_GREY = "#222222", "#8a8a8a", "#d8d8d8"
 LONGEST_NAME = 28  # characters: some of ADE20K's names are lists of synonyms
 
 
@@ -25,12 +25,12 @@ def write(path: PathLike, confusion: np.ndarray, class_names: Sequence[str]) -> 
     """Writes a CSV file of pixel counts: rows are true classes, columns predicted ones.
 
     Args:
-      path: the file; an older one is replaced.
-      confusion: int64 [C, C], as of segmentation_metrics.confusion_matrix.
-      class_names: C names, which become the first row and the first column.
+        path: the file; an older one is replaced.
+        confusion: int64 [C, C], as of segmentation_metrics.count_confusions.
+        class_names: C names, which become the first row and the first column.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -49,14 +49,14 @@ def draw(
     hatched.
 
     Args:
-      path: the PNG file to write.
-      confusion: int64 [C, C], rows truth, columns prediction; at least one pixel.
-      metrics: an Evaluator's: class_names, miou, num_images.
-      split: the name of the split.
-      step: number of training steps of the network.
+        path: the PNG file to write.
+        confusion: int64 [C, C], rows truth, columns prediction; at least one pixel.
+        metrics: an Evaluator's: class_names, miou, num_images.
+        split: the name of the split.
+        step: number of training steps of the network.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     classes, pixels = len(confusion), confusion.sum(axis=1)
     shares = 100.0 * confusion / np.where(pixels == 0, 1, pixels)[:, np.newaxis]
@@ -98,7 +98,7 @@ def _draw_lines(axes: Axes, pixels: np.ndarray) -> None:
     borders = np.arange(classes + 1) - 0.5
     axes.set_xticks(borders, minor=True)
     axes.set_yticks(borders, minor=True)
-    axes.grid(which="minor", color=PALE_GRAY, linewidth=0.5)
+    axes.grid(which="minor", color=PALE_GREY, linewidth=0.5)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     for row, count in enumerate(pixels):
@@ -106,12 +106,12 @@ def _draw_lines(axes: Axes, pixels: np.ndarray) -> None:
             axes.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=INK))
         else:
             empty = Rectangle((-0.5, row - 0.5), classes, 1, facecolor="white", linewidth=0)
-            empty.set(hatch="////", edgecolor=PALE_GRAY)
+            empty.set(hatch="////", edgecolor=PALE_GREY)
             axes.add_patch(empty)
 
 
 def _draw_names(axes: Axes, class_names: Sequence[str], pixels: np.ndarray, size: float) -> None:
-    """The names of rows and columns; those of rows without pixels are gray."""
+    """The names of rows and columns; those of rows without pixels are grey."""
     names = [
         name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
         for name in class_names
@@ -120,7 +120,7 @@ def _draw_names(axes: Axes, class_names: Sequence[str], pixels: np.ndarray, size
     axes.set_yticks(range(len(names)), names, size=size, parse_math=False)
     for tick, count in zip(axes.yaxis.get_major_ticks(), pixels, strict=True):
         for label in (tick.label1, tick.label2):
-            label.set_color(INK if count else GRAY)
+            label.set_color(INK if count else GREY)
 
 
 def _draw_numbers(axes: Axes, shares: np.ndarray, size: float, decimals: int) -> None:

@@ -204,7 +204,9 @@ def filter_gradient(x: tf.Tensor, dy: tf.Tensor, size: int, rate: int) -> tf.Ten
 
 
 def sub_grids(x: tf.Tensor, rate: int, reach: int) -> tf.Tensor:
-    """The rate x rate grids of every rate-th pixel of x, one after the other in the batch.
+    """Splits x into the rate x rate grids that every rate-th row and column make.
+
+    The grids follow each other in the batch.
 
     Args:
         x: [N, H, W, C].
@@ -245,9 +247,9 @@ def _in_float32(
 
 
 def _gives(function: Callable[[], tf.Tensor], wanted: Callable[[], tf.Tensor]) -> bool:
-    """Whether this process has what the first function needs, and that gives what the second does.
+    """Whether function() runs in this process and its values are those of wanted().
 
-    On values, even where a function is being traced.
+    They are run now, outside of any graph that is being traced.
     """
     with tf.init_scope():
         try:
@@ -259,7 +261,10 @@ def _gives(function: Callable[[], tf.Tensor], wanted: Callable[[], tf.Tensor]) -
 
 @functools.cache
 def computes_well(dtype: tf.DType) -> bool:
-    """Whether kernels for this type are right here, and worth having; else float32 is used."""
+    """Whether this machine's kernels compute right in this type; if not, float32 is used.
+
+    Only bfloat16 on CPUs is in question: some add up in bfloat16 too, where 256 + 1 is 256.
+    """
     if dtype != tf.bfloat16 or not _only_cpus():
         return True
 
@@ -279,7 +284,7 @@ def computes_well(dtype: tf.DType) -> bool:
 
 @functools.cache
 def _has_gradients() -> bool:
-    """Whether TensorFlow has the gradients of dilated and of grouped convolutions here."""
+    """Whether this machine has TensorFlow's gradients of dilated and of grouped convolutions."""
     if not _only_cpus():
         return True
 
@@ -305,7 +310,10 @@ def _has_gradients() -> bool:
 
 @functools.cache
 def _follows_dilations() -> bool:
-    """Whether the raw depthwise operation does here; if so, forward alone."""
+    """Whether this machine's raw depthwise operation obeys `dilations`, going forward.
+
+    (Its gradients never do.)
+    """
     if not _only_cpus():
         return False
 

@@ -8,38 +8,38 @@ import functools
 
 import numpy as np
 
-Color = tuple[int, int, int]
+Colour = tuple[int, int, int]
 
 
-def distinct_palette(num_colors: int) -> tuple[Color, ...]:
-    """Colours that are far from each other, for labels 0..num_colors-1 (at most 256).
+def make_distinct_palette(num_colours: int) -> tuple[Colour, ...]:
+    """Colours that are far from each other, for labels 0..num_colours-1 (at most 256).
 
     Each is, of all that are neither very dark, very light, grey nor glaring, the one farthest from
     those before it: by the distance in CIELAB (CIE 1976, D65), where 2.3 is just noticeable. The
     least distance is 57 among the first eight colours, 34 among twenty, 11 among 256.
     """
-    return _distinct_colors()[:num_colors]
+    return _find_distinct_colours()[:num_colours]
 
 
 @functools.cache
-def _distinct_colors() -> tuple[Color, ...]:
+def _find_distinct_colours() -> tuple[Colour, ...]:
     steps = np.arange(0, 256, 17)
-    colors = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    lab = cielab(colors)
+    colours = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    lab = convert_to_cielab(colours)
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     fit = (lightness >= 35) & (lightness <= 90) & (chroma >= 25) & (chroma <= 90)
-    colors, lab = colors[fit], lab[fit]
-    chosen = [int(np.argmin(np.abs(colors - (70, 130, 180)).sum(1)))]  # steel blue
+    colours, lab = colours[fit], lab[fit]
+    chosen = [int(np.argmin(np.abs(colours - (70, 130, 180)).sum(1)))]  # steel blue
     distance = np.linalg.norm(lab - lab[chosen[0]], axis=1)
     while len(chosen) < 256:
         chosen.append(int(np.argmax(distance)))
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-    return tuple((red, green, blue) for red, green, blue in colors[chosen].tolist())
+    return tuple((red, green, blue) for red, green, blue in colours[chosen].tolist())
 
 
-def cielab(colors: np.ndarray) -> np.ndarray:
+def convert_to_cielab(colours: np.ndarray) -> np.ndarray:
     """L*, a*, b* of sRGB colours 0..255, white D65: [..., 3] -> float64 [..., 3]."""
-    encoded = np.asarray(colors, np.float64) / 255
+    encoded = np.asarray(colours, np.float64) / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     xyz = linear @ np.transpose(to_xyz) / (0.9505, 1.0, 1.089)
@@ -52,7 +52,7 @@ def cielab(colors: np.ndarray) -> np.ndarray:
 # Cityscapes (cityscapesScripts, helpers/labels.py): label id, name and colour of the classes that
 # are evaluated, in the order of their train ids 0..18. The label ids 0..33 that are not listed are
 # void.
-CITYSCAPES_CLASSES: tuple[tuple[int, str, Color], ...] = (
+CITYSCAPES_CLASSES: tuple[tuple[int, str, Colour], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
     (11, "building", (70, 70, 70)),
@@ -77,7 +77,7 @@ CITYSCAPES_NUM_LABEL_IDS = 34  # label ids are 0..33
 
 CITYSCAPES_LABEL_IDS = tuple(label_id for label_id, _, _ in CITYSCAPES_CLASSES)
 CITYSCAPES_NAMES = tuple(name for _, name, _ in CITYSCAPES_CLASSES)
-CITYSCAPES_PALETTE = tuple(color for _, _, color in CITYSCAPES_CLASSES)
+CITYSCAPES_PALETTE = tuple(colour for _, _, colour in CITYSCAPES_CLASSES)
 
 # PASCAL VOC 2012 (development kit, VOCinit.m and VOClabelcolormap.m): a label is a class' number.
 VOC_NAMES = (
@@ -87,16 +87,16 @@ VOC_NAMES = (
 )
 
 
-def voc_palette(num_colors: int) -> tuple[Color, ...]:
-    """The colours of VOC's label images, for labels 0..num_colors-1 (at most 256).
+def make_voc_palette(num_colours: int) -> tuple[Colour, ...]:
+    """The colours of VOC's label images, for labels 0..num_colours-1 (at most 256).
 
     The three lowest bits of a label are the highest bits of red, green and blue, the next three the
     next ones, and so on.
     """
-    return tuple(_voc_color(label) for label in range(num_colors))
+    return tuple(_make_voc_colour(label) for label in range(num_colours))
 
 
-def _voc_color(label: int) -> Color:
+def _make_voc_colour(label: int) -> Colour:
     red, green, blue = (
         sum((label >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
         for channel in range(3)
@@ -104,12 +104,12 @@ def _voc_color(label: int) -> Color:
     return red, green, blue
 
 
-VOC_PALETTE = voc_palette(len(VOC_NAMES))
+VOC_PALETTE = make_voc_palette(len(VOC_NAMES))
 
 # ADE20K as in the scene parsing benchmark SceneParse150 (its objectInfo150.txt and color150): the
 # first of each class' names, and its colour, for the labels 1..150 in that order; 0 is void. Road
 # and skyscraper share a colour.
-ADE20K_CLASSES: tuple[tuple[str, Color], ...] = (
+ADE20K_CLASSES: tuple[tuple[str, Colour], ...] = (
     ("wall", (120, 120, 120)),
     ("building", (180, 120, 120)),
     ("sky", (6, 230, 230)),
@@ -262,4 +262,4 @@ ADE20K_CLASSES: tuple[tuple[str, Color], ...] = (
     ("flag", (92, 0, 255)),
 )
 ADE20K_NAMES = tuple(name for name, _ in ADE20K_CLASSES)
-ADE20K_PALETTE = tuple(color for _, color in ADE20K_CLASSES)
+ADE20K_PALETTE = tuple(colour for _, colour in ADE20K_CLASSES)

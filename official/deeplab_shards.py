@@ -3,7 +3,6 @@
 They are called <split>-00000-of-00004.tfrecord, and nothing beside them says what they hold.
 """
 
-import io
 import mmap
 import os
 import re
@@ -12,9 +11,9 @@ from collections.abc import Collection, Iterator
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from PIL import Image
 
 from official.errors import RunError
+from official.images import read_size
 
 # No dot in a split's name: <dataset>-<split>.tfrecord-00000-of-00001 is tensorflow-datasets' way.
 _SHARD = re.compile(r"(?P<split>[^.]+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<suffix>\.tfrecords?)?")
@@ -26,12 +25,12 @@ _LENGTH_DELIMITED = 2
 
 
 def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
-    """The paths of the shards in a directory, in order, by split; empty if there are none.
+    """Finds the shards in a directory: paths in order, by split; empty if there are none.
 
     A warning on stderr says which splits are not there as a whole.
 
     Raises:
-      RunError: a split's shards are those of two conversions.
+        RunError: a split's shards are those of two conversions.
     """
     found: dict[str, dict[str, re.Match[str]]] = {}
     unnumbered: dict[str, list[str]] = {}
@@ -66,37 +65,33 @@ def find_shards(data_dir: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
-    """Height and width of the image in the tf.Example that data[start:end] holds.
+def read_image_size(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
+    """Reads height and width of the image in the tf.Example that data[start:end] holds.
 
     They are what the record says, found without reading the image; if it says nothing, the image's
     header is asked, which is slow because the whole image is read.
 
     Raises:
-      ValueError: it holds no tf.Example with an image.
+        ValueError: it holds no tf.Example with an image.
     """
-    sides = _features(data, start, end, _SIDES)
+    sides = _read_features(data, start, end, _SIDES)
     values = [sides[key].int64_list.value for key in _SIDES if key in sides]
     if len(values) == 2 and all(len(value) == 1 and value[0] > 0 for value in values):
         return values[0][0], values[1][0]
-    image = _features(data, start, end, ("image/encoded",)).get("image/encoded")
+    image = _read_features(data, start, end, ("image/encoded",)).get("image/encoded")
     if image is None or len(image.bytes_list.value) != 1:
         raise ValueError("there is no image/encoded")
-    try:
-        with Image.open(io.BytesIO(image.bytes_list.value[0])) as picture:
-            return picture.height, picture.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"its image cannot be read: {error}") from error
+    return read_size(image.bytes_list.value[0])
 
 
-def _features(
+def _read_features(
     data: bytes | mmap.mmap, start: int, end: int, keys: Collection[str]
 ) -> dict[str, tf.train.Feature]:
-    """The features of those keys in a serialised tf.Example; what the others hold is not read."""
+    """Reads the features of some keys of a serialised tf.Example, and skips all others."""
     found = {}
-    for _, features_start, features_end in _fields(data, start, end):
-        for _, entry_start, entry_end in _fields(data, features_start, features_end):
-            entry = {number: span for number, *span in _fields(data, entry_start, entry_end)}
+    for _, features_start, features_end in _walk_fields(data, start, end):
+        for _, entry_start, entry_end in _walk_fields(data, features_start, features_end):
+            entry = {number: span for number, *span in _walk_fields(data, entry_start, entry_end)}
             if not {1, 2} <= entry.keys():
                 raise ValueError("a feature without key or value")
             key = data[slice(*entry[1])].decode()
@@ -108,21 +103,25 @@ def _features(
     return found
 
 
-def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field of a protocol buffer whose fields are delimited."""
+def _walk_fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Walks the fields of a protocol buffer that all have a length: (number, start, end) each."""
     while start < end:
-        tag, start = _varint(data, start, end)
+        tag, start = _read_varint(data, start, end)
         if tag & 7 != _LENGTH_DELIMITED:
             raise ValueError("it is no tf.Example")
-        length, start = _varint(data, start, end)
+        length, start = _read_varint(data, start, end)
         if start + length > end:
             raise ValueError("it is no tf.Example")
         yield tag >> 3, start, start + length
         start += length
 
 
-def _varint(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
-    """A number, seven bits to a byte from the lowest on, and where what follows it begins."""
+def _read_varint(data: bytes | mmap.mmap, start: int, end: int) -> tuple[int, int]:
+    """Reads a protocol buffer's integer: seven bits to a byte, the lowest first.
+
+    Returns:
+        the integer, and the place after it.
+    """
     value = 0
     for place in range(start, end):
         value |= (data[place] & 0x7F) << 7 * (place - start)

@@ -1,6 +1,5 @@
 """Pictures of label maps: colours over an image, legends, and marks for what has no class."""
 
-import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,24 +16,24 @@ MEAN = 0.35  # of a picture's values in 0..1: darker ones are brightened under a
 
 
 def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Classes' colours over the picture, with a light line where two classes meet.
+    """Draws classes' colours over a picture, with a light line where two classes meet.
 
-    A dark picture is brightened first: of a night, nothing would be left below the colours.
+    A dark picture is brightened first: a photograph of a night would not be seen under the colours.
 
     Args:
-      image: uint8 [H, W, 3].
-      labels: integers [H, W]: 0..C-1, or anything above for void: there the picture is dark and
-        grey under diagonal stripes.
-      palette: uint8 [C, 3].
+        image: uint8 [H, W, 3].
+        labels: integers [H, W]: 0..C-1, or anything above for void: there the picture is dark and
+            grey under diagonal stripes.
+        palette: uint8 [C, 3].
 
     Returns:
-      uint8 [H, W, 3].
+        uint8 [H, W, 3].
     """
     void = labels >= len(palette)
-    image = brightened(image)
+    image = brighten(image)
     blend = 0.5 * image + 0.5 * palette[np.where(void, 0, labels)]
     if void.any():
-        striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * stripes(labels.shape)
+        striped = 0.35 * image.mean(axis=-1, keepdims=True) + 150.0 * draw_stripes(labels.shape)
         blend = np.where(void[..., np.newaxis], striped, blend)
     width = 1 + min(labels.shape) // 700  # stays visible when a large picture is shown small
     border = np.zeros(labels.shape, bool)
@@ -44,14 +43,17 @@ def draw_overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> 
     return blend.round().astype(np.uint8)
 
 
-def brightened(image: np.ndarray) -> np.ndarray:
-    """A picture whose values are MEAN on average, or more if they were: float64, in 0..255.
+def brighten(image: np.ndarray) -> np.ndarray:
+    """Brightens a dark picture until its values are MEAN on average; others stay as they are.
 
-    First all are multiplied, until one in a hundred is white; if that is not enough, a power of
-    them lifts the dark ones most. Either keeps the order of the values.
+    First all values are multiplied, at most until one in a hundred is white. If that is not enough,
+    a power of them lifts the dark ones most. Neither changes the order of the values.
 
     Args:
-      image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
+
+    Returns:
+        float64 [H, W, 3] in 0..255.
     """
     values = image / 255
     if not 0 < values.mean() < MEAN:
@@ -63,14 +65,14 @@ def brightened(image: np.ndarray) -> np.ndarray:
     return 255 * values**power
 
 
-def stripes(shape: tuple[int, ...]) -> np.ndarray:
-    """Thin diagonal stripes: bool [H, W, 1], True on them."""
+def draw_stripes(shape: tuple[int, ...]) -> np.ndarray:
+    """Draws thin diagonal stripes: bool [H, W, 1], True on a stripe."""
     rows, columns = np.indices(shape)
     return ((rows + columns) % 10 < 2)[..., np.newaxis]
 
 
-def checkerboard(shape: tuple[int, ...]) -> np.ndarray:
-    """Squares of two light greys, as editors show what is not there: uint8 [H, W, 3]."""
+def draw_checkerboard(shape: tuple[int, ...]) -> np.ndarray:
+    """Draws squares of two light greys, editors' sign for "no picture here": uint8 [H, W, 3]."""
     rows, columns = np.indices(shape) // 8
     return np.where((rows + columns) % 2, 255, 215)[..., np.newaxis].repeat(3, -1).astype(np.uint8)
 
@@ -83,25 +85,25 @@ def draw_legend(
     marks: Mapping[str, np.ndarray] | None = None,
     max_rows: int = 25,
 ) -> Image.Image:
-    """A picture that names colours, with the classes' numbers; long lists get more columns.
+    """Draws a legend: colour, number and name of each class; long lists get more columns.
 
     Args:
-      class_names: C names.
-      palette: C colours (red, green, blue) in 0..255.
-      classes: the numbers of those to show; None for all.
-      marks: further names with a pattern, uint8 [*SWATCH, 3], each; they come last.
-      max_rows: lines of a column.
+        class_names: C names.
+        palette: C colours (red, green, blue) in 0..255.
+        classes: the numbers of those to show; None for all.
+        marks: further names with a pattern, uint8 [*SWATCH, 3], each; they come last.
+        max_rows: lines of a column.
     """
     entries = [
         (str(index), class_names[index], np.full((*SWATCH, 3), palette[index], np.uint8))
         for index in (range(len(class_names)) if classes is None else classes)
     ]
     entries += [("", name, pattern) for name, pattern in (marks or {}).items()]
-    text, gap = font(20), 14
+    text, gap = load_font(20), 14
     rows = min(len(entries), max_rows)
     columns = -(-len(entries) // rows)
-    number_width = max(text_width(text, number) for number, _, _ in entries)
-    name_width = max(text_width(text, name) for _, name, _ in entries)
+    number_width = max(measure_text(text, number) for number, _, _ in entries)
+    name_width = max(measure_text(text, name) for _, name, _ in entries)
     column = SWATCH[1] + number_width + name_width + 4 * gap
     legend = Image.new("RGB", (columns * column + gap, rows * LEGEND_ROW + 2 * gap), "white")
     draw = ImageDraw.Draw(legend)
@@ -117,19 +119,12 @@ def draw_legend(
     return legend
 
 
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of all pictures: matplotlib's has Greek, Cyrillic and accents, Pillow's has not."""
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Loads the font of all pictures, matplotlib's: Pillow's own lacks Greek, Cyrillic, accents."""
     file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(file, size)
 
 
-def text_width(text_font: ImageFont.FreeTypeFont, text: str) -> int:
-    """Width of a line of text in pixels."""
+def measure_text(text_font: ImageFont.FreeTypeFont, text: str) -> int:
+    """Measures the width of a line of text in pixels."""
     return round(text_font.getlength(text))
-
-
-def encode_png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "png")
-    return stream.getvalue()

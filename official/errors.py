@@ -1,30 +1,6 @@
-"""How a command begins, and how it ends when it fails: one line, an exit code, no traceback.
+"""What goes wrong on purpose: errors that a user can make, and errors' words in one line."""
 
-Exit code 2: the command line or a flagfile is wrong and nothing was started.
-Exit code 1: data, a file or the run itself failed, or something that nobody foresaw: an error of
-TensorFlow, a mistake of ours. Of those the line says what was being done, and names a file that
-holds the traceback.
-Exit code 130: Ctrl-C.
-"""
-
-import io
-import os
 import re
-import shlex
-import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
-from absl import app, flags, logging
-
-from official import command_help
-from official.flagfiles import expanded
-
-TRACEBACK = "AUTO_DEEPLAB_TRACEBACK"
-"""The environment variable that has the traceback of any error printed above its line."""
 
 # What TensorFlow, Keras and AutoGraph put before the words that say what is wrong.
 _PREAMBLE = (
@@ -41,121 +17,12 @@ class RunError(Exception):
     """Data, a file or the run failed (exit code 1)."""
 
 
-def run_app(
-    main: Callable[[], None],
-    *,
-    help_text: Callable[[Sequence[str]], str] | None = None,
-    flagfile_directories: Sequence[Path] = (),
-) -> None:
-    """Parses flags and flagfiles, runs `main()`; errors become one line on stderr and an exit code.
+def explain(error: BaseException) -> str:
+    """The line of an error that says what is wrong; empty if none does.
 
-    Positional arguments are refused: in a flagfile they are what a line without `--` turns into.
-
-    Args:
-        main: reads the flags.
-        help_text: see `answer_help`.
-        flagfile_directories: see `flagfiles.expanded`.
-
-    Raises:
-        SystemExit: `main` did not return, or help was asked for (exit code 0).
+    Of what TensorFlow and Keras raise, that is not the first line, and it names operations and
+    places in a graph, which are left out.
     """
-    with errors_in_one_line():
-        answer_help(help_text)
-        app.define_help_flags()
-        # A file's name may be no text: shown as \\udcff and the like, as on stderr anyway.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        try:
-            arguments = flags.FLAGS(expanded(sys.argv, also=flagfile_directories))
-        except SystemExit:  # absl has answered --helpfull, and calls that a failure
-            raise SystemExit(0) from None
-        if len(arguments) > 1:
-            raise UsageError(
-                f"unexpected argument {arguments[1]!r}: flags are written --name=value (in a "
-                "flagfile too, one per line)"
-            )
-        # TensorFlow and tensorflow-datasets tell of every file that they read or write.
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)
-        main()
-
-
-def answer_help(help_text: Callable[[Sequence[str]], str] | None = None) -> None:
-    """Prints the help and ends with exit code 0, if the command line asks for it.
-
-    Args:
-        help_text: is given the arguments. Default: the main module's words, and all flags that were
-            not defined by a library.
-
-    Raises:
-        SystemExit: help was asked for.
-    """
-    if command_help.is_wanted(sys.argv[1:]):
-        answer = help_text(sys.argv[1:]) if help_text else command_help.of_main(flags.FLAGS)
-        print(answer, end="", flush=True)
-        raise SystemExit(0)
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Within it, an exception becomes one line on stderr and SystemExit."""
-    try:
-        yield
-        if sys.stdout:  # None where it was closed
-            sys.stdout.flush()
-    except (flags.Error, UsageError) as error:
-        raise SystemExit(_say(error, str(error).removeprefix("ERROR:: "), 2)) from None
-    except RunError as error:
-        raise SystemExit(_say(error, str(error), 1)) from None
-    except BrokenPipeError:  # of `... | head`: whoever read stdout has seen enough
-        raise SystemExit(1) from None
-    except OSError as error:  # a full disk, a file that may not be read, ...
-        what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
-        raise SystemExit(_say(error, what, 1)) from None
-    except KeyboardInterrupt as error:
-        raise SystemExit(_say(error, "interrupted", 130)) from None
-    except Exception as error:
-        raise SystemExit(_say(error, _unforeseen(error), 1)) from None
-
-
-def _say(error: BaseException, message: str, code: int) -> int:
-    if _shows_traceback():
-        traceback.print_exception(error)
-    line = re.sub(r"\s*\n\s*", " ", message.strip())
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    return code
-
-
-def _shows_traceback() -> bool:
-    return os.environ.get(TRACEBACK, "0") not in ("", "0")
-
-
-def _unforeseen(error: Exception) -> str:
-    """What was being done, what went wrong, and where the rest is.
-
-    What was being done are the error's notes, the innermost first (BaseException.add_note).
-    """
-    notes = [note.splitlines()[0] for note in getattr(error, "__notes__", []) if note]
-    doing = ", ".join([Path(sys.argv[0]).name, *reversed(notes)])
-    what = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
-    return f"{doing}: {what} ({_place_of_traceback(error)})"
-
-
-def _place_of_traceback(error: Exception) -> str:
-    if _shows_traceback():
-        return "the traceback is above"
-    text = f"{shlex.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
-    try:
-        descriptor, path = tempfile.mkstemp(prefix="auto_deeplab-", suffix=".log")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-    except OSError:
-        return f"{TRACEBACK}=1 shows the traceback"
-    return f"the traceback is in {path}; {TRACEBACK}=1 shows it here"
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error that says what is wrong, cut off where it gets long."""
     # An OpError's text is its message and the names of operations.
     text = str(getattr(error, "message", None) or error)
     # Colours, and where in its graph TensorFlow is.
@@ -168,4 +35,6 @@ def _first_line(error: Exception) -> str:
     lines = [re.sub(r"^\(\d+\) [A-Z_]+:\s*|^\d+ root error\(s\) found\.", "", x) for x in lines]
     said = next((x for x in lines if x and not x.startswith(_PREAMBLE)), "")
     said = said.removeprefix(f"{type(error).__name__}: ")
-    return said if len(said) <= 300 else said[:297] + "..."
+    if "assertion failed:" in said:  # then the words of the assertion, in brackets
+        said = said.partition("assertion failed:")[2].strip("[] ")
+    return " ".join(said.split())

@@ -10,28 +10,28 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
-from official.input_pipeline import data_error, eval_images
+from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
 from official.records import Description
 from official.resizing import resize_bilinear, sides
-from official.segmentation_metrics import confusion_matrix, summarize
+from official.segmentation_metrics import count_confusions, summarize
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
 
 
-def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """The network's answer, checked against the number of classes.
+def compute_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Runs the network and checks that it has the right number of classes.
 
     Args:
-      model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
-      images: uint8 or float32 [N, H, W, 3] in 0..255.
-      num_classes: C.
+        model: takes float32 images [N, H, W, 3] in 0..255, gives float32 logits [N, H, W, C].
+        images: uint8 or float32 [N, H, W, 3] in 0..255.
+        num_classes: C.
 
     Returns:
-      float32 logits [N, H, W, C].
+        float32 logits [N, H, W, C].
 
     Raises:
-      RunError: the network has another number of classes.
+        RunError: the network has another number of classes.
     """
     logits = model(tf.cast(images, tf.float32))
     if logits.shape[-1] != num_classes:
@@ -42,51 +42,51 @@ def class_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tenso
     return logits
 
 
-def class_scores(
+def compute_scores(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
-    """The scores whose argmax is a pixel's class, in evaluation and prediction alike.
+    """Computes the scores whose argmax is a pixel's class, in evaluation and prediction alike.
 
     Args:
-      model, images, num_classes, scales, flip: as in mean_probabilities.
+        model, images, num_classes, scales, flip: as those of `average_probabilities`.
 
     Returns:
-      float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
-      round two to a tie; else mean_probabilities.
+        float32 [N, H, W, C]: for the one scale 1 without flip the logits, of which a softmax could
+        round two to a tie; else `average_probabilities`.
     """
     if list(scales) == [1.0] and not flip:
-        return class_logits(model, images, num_classes)
-    return mean_probabilities(model, images, num_classes, scales=scales, flip=flip)
+        return compute_logits(model, images, num_classes)
+    return average_probabilities(model, images, num_classes, scales=scales, flip=flip)
 
 
-def mean_probabilities(
+def average_probabilities(
     model: Logits, images: tf.Tensor, num_classes: int, *, scales: Sequence[float], flip: bool
 ) -> tf.Tensor:
-    """Class probabilities, averaged over scales and, with `flip`, over left and right.
+    """Averages class probabilities over scales and, with `flip`, over the mirror images too.
 
     Every scale is made from the given images, never from another scale. Logits come back to the
     images' grid before the softmax.
 
     Args:
-      model, images, num_classes: as in class_logits.
-      scales: factors of the images' sides, > 0.
-      flip: whether to add the mirror image at every scale.
+        model, images, num_classes: as those of `compute_logits`.
+        scales: factors of the images' sides, > 0.
+        flip: whether to add the mirror image at every scale.
 
     Returns:
-      float32 [N, H, W, C], summing to 1 over C.
+        float32 [N, H, W, C], summing to 1 over C.
     """
     images = tf.cast(images, tf.float32)
     height, width = sides(images)
     answers = []
     for scale in scales:
-        scaled = resize_bilinear(images, (_scaled(height, scale), _scaled(width, scale)))
+        scaled = resize_bilinear(images, (_scale_side(height, scale), _scale_side(width, scale)))
         for mirror in (tf.identity, _mirror) if flip else (tf.identity,):
-            logits = mirror(class_logits(model, mirror(scaled), num_classes))
+            logits = mirror(compute_logits(model, mirror(scaled), num_classes))
             answers.append(tf.nn.softmax(resize_bilinear(logits, (height, width))))
     return tf.add_n(answers) / len(answers)
 
 
-def _scaled(side: Any, scale: float) -> tf.Tensor:
+def _scale_side(side: Any, scale: float) -> tf.Tensor:
     # Steps between pixels, not pixels, are scaled: that is what aligned corners make exact.
     steps = tf.cast(side - 1, tf.float32) * scale
     return tf.cast(tf.round(steps), tf.int32) + 1
@@ -100,12 +100,12 @@ class Evaluator:
     """Evaluates one network on one kind of data, as often as wanted; its graph is made once.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any H and W;
-        its variables were made under `strategy`.
-      class_names: C names.
-      ignore_label: the label of void pixels, which do not count.
-      strategy: every replica works on images of its own.
-      scales, flip: as in class_scores.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any H and
+            W; its variables were made under `strategy`.
+        class_names: C names.
+        ignore_label: the label of void pixels, which do not count.
+        strategy: every replica works on images of its own.
+        scales, flip: as those of `compute_scores`.
     """
 
     def __init__(
@@ -131,18 +131,18 @@ class Evaluator:
         """Evaluates a data set.
 
         Args:
-          images: of {"image": uint8 [1, H, W, 3], "label": integer [1, H, W], ...}; their number
-            is a multiple of that of the replicas. Copies whose labels are all void may fill the
-            last turn: they change nothing.
-          name: what the progress bar is called.
+            images: of {"image": uint8 [1, H, W, 3], "label": integer [1, H, W], ...}; their number
+                is a multiple of that of the replicas. Copies whose labels are all void may fill the
+                last turn: they change nothing.
+            name: what the progress bar is called.
 
         Returns:
-          The metrics: segmentation_metrics.summarize's, num_images (the images with at least one
-          pixel that is not void), scales and flip; and the confusion matrix, int64 [C, C], which
-          counts pixels by true class (row) and predicted class (column).
+            The metrics: segmentation_metrics.summarize's, num_images (the images with at least one
+            pixel that is not void), scales and flip; and the confusion matrix, int64 [C, C], which
+            counts pixels by true class (row) and predicted class (column).
 
         Raises:
-          RunError: no pixel is labelled, or the network has another number of classes.
+            RunError: no pixel is labelled, or the network has another number of classes.
         """
         confusion, num_images = self._count(images, name)
         if num_images == 0:
@@ -194,10 +194,10 @@ class Evaluator:
         """One replica's confusion matrix, int64 [C, C], and number of labelled images, int64."""
         images, labels = element["image"], element["label"]
         num_classes = len(self._class_names)
-        scores = class_scores(
+        scores = compute_scores(
             self._model, images, num_classes, scales=self._scales, flip=self._flip
         )
-        confusion = confusion_matrix(
+        confusion = count_confusions(
             tf.cast(labels, tf.int32),
             tf.argmax(scores, -1, output_type=tf.int32),
             num_classes=num_classes,
@@ -207,7 +207,7 @@ class Evaluator:
         return confusion, tf.math.count_nonzero(labelled)
 
 
-def split_evaluator(
+def make_split_evaluator(
     model: Logits,
     description: Description,
     split: str,
@@ -217,16 +217,17 @@ def split_evaluator(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Callable[[], tuple[dict[str, Any], np.ndarray]]:
-    """A function that evaluates the model, as it is then, on a split of a data directory.
+    """Makes a function that evaluates the model on a split, with the weights of that moment.
 
     Args:
-      model, strategy, scales, flip: as Evaluator's.
-      description: the data directory's.
-      split: name of the split.
-      max_images: as that of input_pipeline.eval_images.
+        model, strategy, scales, flip: as Evaluator's.
+        description: the data directory's.
+        split: name of the split.
+        max_images: as that of input_pipeline.read_eval_images.
 
     Returns:
-      () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be used.
+        () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be
+        used.
     """
     evaluator = Evaluator(
         model,
@@ -238,19 +239,19 @@ def split_evaluator(
     )
 
     def evaluate() -> tuple[dict[str, Any], np.ndarray]:
-        images = eval_images(
+        images = read_eval_images(
             description, split, max_images=max_images, multiple_of=strategy.num_replicas_in_sync
         )
         try:
             return evaluator(images)
         except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
 
     return evaluate
 
 
-def class_table(metrics: dict[str, Any]) -> str:
-    """A table of every class' IoU and the means, in percent, for terminal and log."""
+def format_class_table(metrics: dict[str, Any]) -> str:
+    """Formats a table of every class' IoU and the means, in percent, for terminal and log."""
     rows = [
         (name, "-" if iou is None else f"{100 * iou:.2f}")
         for name, iou in zip(metrics["class_names"], metrics["per_class_iou"], strict=True)
@@ -285,17 +286,17 @@ def write_metrics(
     """Writes metrics.json, whole or not at all.
 
     Args:
-      path: the file; an older one is replaced.
-      metrics: an Evaluator's.
-      split: the name of the split that was evaluated.
-      step: number of training steps of the network.
-      checkpoint: path of its checkpoint.
+        path: the file; an older one is replaced.
+        metrics: an Evaluator's.
+        split: the name of the split that was evaluated.
+        step: number of training steps of the network.
+        checkpoint: path of its checkpoint.
 
     Returns:
-      the same JSON object on one line, without a line break.
+        the same JSON object on one line, without a line break.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     record = {**metrics, "split": split, "step": step, "checkpoint": checkpoint}
     write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -19,8 +19,8 @@ import keras
 import tensorflow as tf
 
 from official.errors import RunError
-from official.evaluation import class_logits
-from official.files import make_directory
+from official.evaluation import compute_logits
+from official.files import make_directory, write_directory_atomically
 from official.images import decode_image
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
@@ -38,20 +38,21 @@ def export(
     """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any N, H, W.
-      export_dir: made if it is not there.
-      class_names: C names, C <= 256.
-      palette: C colours (red, green, blue) in 0..255.
-      probabilities: whether the signatures answer probabilities too.
-      sizes: the scale at which the model sees the images; both signatures bring them to it, and its
-        logits back to the images' own size.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C], for any N, H,
+            W.
+        export_dir: made if it is not there.
+        class_names: C names, C <= 256.
+        palette: C colours (red, green, blue) in 0..255.
+        probabilities: whether the signatures answer probabilities too.
+        sizes: the scale at which the model sees the images; both signatures bring them to it, and
+            its logits back to the images' own size.
 
     Returns:
-      the path of export_dir/<n>.
+        the path of export_dir/<n>.
 
     Raises:
-      RunError: more than 256 classes, not the network's number of classes, or export_dir cannot be
-        written or would not be found again by TensorFlow.
+        RunError: more than 256 classes, not the network's number of classes, or export_dir cannot
+            be written or would not be found again by TensorFlow.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
@@ -59,24 +60,21 @@ def export(
     root = make_directory(export_dir)
     versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
     target = root / str(1 + max(versions, default=0))
-    try:
-        # Serving watches for names that are numbers, so it never sees the temporary directory.
-        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as temporary:
-            assets = _write_assets(Path(temporary), class_names, palette)
-            # One directory deeper, because the temporary one may be read by its owner only.
-            unfinished = Path(temporary, target.name)
-            served = _Served(model, len(class_names), probabilities, sizes, assets)
-            tf.saved_model.save(
-                served,
-                str(unfinished),
-                signatures={
-                    "serving_default": served.serve_images,
-                    "serve_bytes": served.serve_bytes,
-                },
-            )
-            unfinished.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot write the SavedModel in {root}: {error.strerror}") from None
+    # Serving watches for names that are numbers, so it never sees the directory before it is whole.
+    with (
+        write_directory_atomically(target, "--export_dir") as directory,
+        tempfile.TemporaryDirectory() as words,
+    ):
+        assets = _write_assets(Path(words), class_names, palette)  # TensorFlow copies them
+        served = _Served(model, len(class_names), probabilities, sizes, assets)
+        tf.saved_model.save(
+            served,
+            str(directory),
+            signatures={
+                "serving_default": served.serve_images,
+                "serve_bytes": served.serve_bytes,
+            },
+        )
     return target
 
 
@@ -110,7 +108,7 @@ class _Served(tf.Module):
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
         def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = sizes.answer(lambda x: class_logits(model, x, num_classes), images)
+            logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), images)
             labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
             if not probabilities:
                 return {"labels": labels}

@@ -1,20 +1,25 @@
-"""Files that are either whole or not there, however the writer ends; and finding files."""
+"""Files and directories that are whole or not there, however the writer ends; finding files."""
 
+import contextlib
+import errno
+import fcntl
 import fnmatch
 import glob
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from official.errors import RunError
+from official.errors import RunError, explain
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
     """Makes a directory with its parents, if it is not there yet.
 
     Raises:
-      RunError: it cannot be made.
+        RunError: it cannot be made.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -27,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     """Writes a file under a temporary name beside `path`, then renames it over `path`.
 
     Raises:
-      RunError: it cannot be written; what was at `path` before is still there.
+        RunError: it cannot be written; what was at `path` before is still there.
     """
     # Made by plain open(), not by tempfile, whose files nobody else may read.
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
@@ -43,6 +48,134 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 
 
+def check_new_directory(path: str | os.PathLike[str], flag: str) -> None:
+    """Checks that a directory can be made at `path`: nothing is there, or one that is empty.
+
+    Args:
+        path: the directory to come.
+        flag: the flag that names it, such as "--output_dir"; errors tell the user of it.
+
+    Raises:
+        RunError: something else is there.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path} exists and is not an empty directory: choose another {flag}")
+    if os.path.ismount(path):
+        # The finished directory takes its name by a rename, which a volume's root cannot have.
+        raise RunError(f"{path} is a mount point: choose a directory in it as {flag}")
+
+
+@contextlib.contextmanager
+def write_directory_atomically(target: str | os.PathLike[str], flag: str) -> Iterator[Path]:
+    """Makes a directory, all of it or nothing:
+
+        with write_directory_atomically(target, "--output_dir") as directory:
+            ...  # write into `directory`
+
+    What is written gets the name `target`, in one step, when the block ends. When it ends by an
+    exception, nothing is left. A process that is killed leaves `.NAME.unfinished` beside the
+    target, and `target` as it was before; the next one for the same target removes that.
+
+    Args:
+        target: the directory to make. It must not exist, or be empty.
+        flag: the flag that names it; errors tell the user of it.
+
+    Yields:
+        an empty directory on the same file system, for this process alone.
+
+    Raises:
+        RunError: the target is not new, another process is making it, it cannot be written, or the
+            disk is full. Other exceptions of the block are raised as they are.
+    """
+    target = Path(target)
+    # As it was given, if possible: what stands above it may be a name that TensorFlow cannot take.
+    if target.is_symlink() or target.name in ("", ".."):
+        target = target.resolve()
+    try:
+        check_new_directory(target, flag)
+        with _own_directory(target) as own:
+            check_new_directory(target, flag)  # another process may just have made it
+            content = own / "content"
+            content.mkdir()
+            yield content
+            os.replace(content, target)
+    except RunError:
+        raise
+    except Exception as error:
+        problem = str(error) if isinstance(error, OSError) else explain(error)
+        # TensorFlow passes on the system's words and not its number.
+        if any(os.strerror(number) in problem for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise RunError(
+                f"no space is left for {target} ({problem}): nothing was kept; make room or choose "
+                f"another {flag}"
+            ) from error
+        if isinstance(error, OSError):
+            raise RunError(f"cannot write {target}: {problem}") from error
+        raise
+
+
+@contextlib.contextmanager
+def _own_directory(target: Path) -> Iterator[Path]:
+    """An empty directory beside `target` for this process alone, removed in the end.
+
+    A lock shows whether it is in use: the system takes it away with the process, even a killed one.
+
+    Raises:
+        RunError: it is another process', or there are no locks to tell.
+    """
+    directory = target.with_name(f".{target.name}.unfinished")
+    lock_file = directory / "lock"
+
+    def remove_content() -> None:
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != lock_file:
+                path.unlink()
+
+    with contextlib.ExitStack() as stack:
+        held = None
+        while held is None:
+            directory.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner is just removing it
+                file = stack.enter_context(open(lock_file, "w"))
+                locked = _lock(file, target)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_file)):
+                    held = locked
+        if any(path != lock_file for path in directory.iterdir()):
+            if not held:
+                raise RunError(
+                    f"{directory} is from an interrupted run or from one that is going on, and its "
+                    "file system has no locks to tell: remove it if none is going on"
+                )
+            print(f"removing {directory}, which an interrupted run left", file=sys.stderr)
+            remove_content()
+        try:
+            yield directory
+        finally:
+            # The lock goes last, so that nobody else begins in a directory that is being removed.
+            with contextlib.suppress(OSError):
+                remove_content()
+                lock_file.unlink()
+                directory.rmdir()
+
+
+def _lock(file: IO[str], target: Path) -> bool:
+    """Locks an open file; False if its file system has no locks.
+
+    Raises:
+        RunError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(f"another process is writing {target}: wait for it") from None
+    except OSError:  # some network file systems
+        return False
+    return True
+
+
 def find_files(folder: str | os.PathLike[str]) -> list[Path]:
     """All files below a folder, sorted by path; what is hidden (.name) is left out.
 
@@ -50,11 +183,11 @@ def find_files(folder: str | os.PathLike[str]) -> list[Path]:
     which it lies. A link that leads nowhere is among the files, so that its reader complains.
 
     Raises:
-      OSError: a folder cannot be read.
+        OSError: a folder cannot be read.
     """
     return sorted(
         Path(parent, name)
-        for parent, names in _folders(os.fspath(folder), ())
+        for parent, names in _walk_folders(os.fspath(folder), ())
         for name in names
         if not name.startswith(".") and not os.path.isdir(os.path.join(parent, name))
     )
@@ -66,8 +199,9 @@ def glob_files(pattern: str, root: str | os.PathLike[str]) -> list[Path]:
     With ** linked folders are followed as in `find_files`; glob's own would run in circles.
 
     Args:
-      pattern: the pattern.
-      root: the folders at its head that are meant by their very names.
+        pattern: the pattern.
+        root: the folder in which it begins, which is a part of it: a name in it that looks like a
+            pattern, such as `run[1]`, is none.
     """
     below = Path(pattern).parts[len(Path(root).parts) :]
     if "**" not in below:
@@ -86,7 +220,9 @@ def _fits(path: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
-def _folders(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, list[str]]]:
+def _walk_folders(
+    folder: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, list[str]]]:
     """Each folder from `folder` on that is not hidden, with the names of all that it holds."""
     status = os.stat(folder)
     here = status.st_dev, status.st_ino
@@ -98,4 +234,4 @@ def _folders(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[
     for name in names:
         path = os.path.join(folder, name)
         if not name.startswith(".") and os.path.isdir(path):
-            yield from _folders(path, (*above, here))
+            yield from _walk_folders(path, (*above, here))

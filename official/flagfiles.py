@@ -12,10 +12,10 @@ Located = tuple[str, Path | None]
 """An argument, and the flagfile in which it stands."""
 
 
-def expanded(
+def expand(
     arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
 ) -> list[str]:
-    """Arguments in which every --flagfile=FILE has been replaced by the flags in that file.
+    """Replaces every --flagfile=FILE among arguments by the flags in that file.
 
     A file is UTF-8, with or without a byte order mark, and holds one flag a line; empty lines and
     lines that begin with # are skipped. A later flag wins over an earlier one. A flagfile that is
@@ -24,23 +24,23 @@ def expanded(
 
     Args:
         arguments: as on the command line, or the lines of a file.
-        directory: where relative names of flagfiles begin.
-        also: where names are looked for that are not there.
+        directory: the folder in which flagfiles are looked for.
+        also: more such folders, for those that are not in the first.
 
     Raises:
         flags.CantOpenFlagFileError: a flagfile cannot be read, or contains itself.
     """
-    return [argument for argument, _ in located(arguments, directory, also=also)]
+    return [argument for argument, _ in locate(arguments, directory, also=also)]
 
 
-def located(
+def locate(
     arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
 ) -> list[Located]:
-    """What `expanded` answers, each argument with the flagfile in which it stands, or None."""
-    return _located(arguments, Path(directory), also, ())
+    """`expand` that gives each argument with the flagfile in which it stands, or None."""
+    return _locate(arguments, Path(directory), also, ())
 
 
-def _located(
+def _locate(
     arguments: Sequence[str], directory: Path, also: Sequence[Path], inside: tuple[Path, ...]
 ) -> list[Located]:
     found: list[Located] = []
@@ -61,12 +61,12 @@ def _located(
             raise flags.CantOpenFlagFileError(
                 f"--flagfile={file}{where} contains itself: take one of these lines out"
             )
-        lines = _lines(file, where, also)
-        found += _located(lines, file.parent, also, (*inside, file))
+        lines = _read_lines(file, where, also)
+        found += _locate(lines, file.parent, also, (*inside, file))
     return found
 
 
-def _lines(file: Path, where: str, also: Sequence[Path]) -> list[str]:
+def _read_lines(file: Path, where: str, also: Sequence[Path]) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

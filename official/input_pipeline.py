@@ -12,33 +12,43 @@ import numpy as np
 import tensorflow as tf
 
 from official import preprocessing
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, explain
 from official.images import decode_image, decode_jpeg_window, decode_label, is_jpeg
 from official.progress import Progress
-from official.records import Description, explain, index_records, parse_example, read_record
+from official.records import Description, index_records, parse_example, read_record
 
 _INT64_MAX = np.iinfo(np.int64).max
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Full batches in one pass over the records."""
+    """Counts the full batches in one pass over the records."""
     return num_records // batch_size
 
 
-def example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
-    """The int64 [2] seed of example `number` (int64 scalar) of one stream of a run."""
+def make_example_seed(seed: int, stream: int, number: tf.Tensor) -> tf.Tensor:
+    """Makes the seed, int64 [2], of example `number` (int64 scalar) of one stream of a run."""
     fold_in = tf.random.experimental.stateless_fold_in
     return fold_in(fold_in(tf.constant([0, seed], tf.int64), tf.constant(stream, tf.int64)), number)
 
 
-def shuffled(
+def pick_record(
     number: tf.Tensor, num_records: int, epoch_examples: int, seed: int, stream: int
 ) -> tf.Tensor:
-    """Which of `num_records` records example `number` of a stream shows (int64 scalars).
+    """Picks the record that example `number` of a stream shows.
 
-    Every `epoch_examples` examples another order of the records begins.
+    Within an epoch no record comes twice; each epoch has an order of its own.
+
+    Args:
+        number: int64 scalar, the example's place in the endless stream.
+        num_records: how many records there are.
+        epoch_examples: how many examples an epoch has, at most num_records.
+        seed: the run's.
+        stream: see `make_train_batches`.
+
+    Returns:
+        int64 scalar in 0..num_records-1.
     """
-    order_seed = example_seed(seed, stream, number // epoch_examples)
+    order_seed = make_example_seed(seed, stream, number // epoch_examples)
     return tf.random.experimental.index_shuffle(
         number % epoch_examples, order_seed, num_records - 1
     )
@@ -50,7 +60,7 @@ def split_halves(num_records: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     With an odd number one record is left out. Each half is int64 [num_records // 2], ascending.
 
     Raises:
-      RunError: fewer than two records.
+        RunError: fewer than two records.
     """
     if num_records < 2:
         raise RunError(f"a split of {num_records} records cannot be halved")
@@ -63,22 +73,36 @@ def split_halves(num_records: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_crop_size(
-    description: Description, split: str, crop_size: tuple[int, int], scales: Sequence[float]
+    description: Description,
+    split: str,
+    crop_size: tuple[int, int],
+    scales: Sequence[float],
+    resize_longer_side: int | None = None,
 ) -> None:
-    """Raises UsageError if no image of the split fills the crop, even at the largest scale."""
+    """Raises UsageError if no image of the split fills the crop, even at the largest scale.
+
+    Args:
+        description: the data directory's description.
+        split: name of the split.
+        crop_size, scales, resize_longer_side: as those of `preprocessing.draw_crop_positions`.
+    """
     largest = max(scales)
     sides = np.array([size[:2] for size in description.split(split).sizes])
-    sides = preprocessing.scaled_side(sides, largest).numpy()
+    resizing = ""
+    if resize_longer_side is not None:
+        sides = preprocessing.fit_longer_side(sides, resize_longer_side)
+        resizing = f" after --resize_longer_side={resize_longer_side}"
+    sides = preprocessing.scale_side(sides, largest).numpy()
     if not np.any(np.all(sides >= crop_size, axis=1)):
         height, width = sides[np.argmax(sides.min(axis=1))]
         raise UsageError(
             f"--crop_size={crop_size[0]},{crop_size[1]} is larger than every image of split "
-            f"{split!r} of {description.data_dir}, even at the largest scale {largest:g} (the "
-            f"largest is {height} x {width} then): choose a smaller crop"
+            f"{split!r} of {description.data_dir}{resizing}, even at the largest scale {largest:g} "
+            f"(the largest is {height} x {width} then): choose a smaller crop"
         )
 
 
-def train_batches(
+def make_train_batches(
     description: Description,
     split: str,
     *,
@@ -88,42 +112,47 @@ def train_batches(
     scales: Sequence[float],
     random_crop: bool,
     flip: bool,
+    resize_longer_side: int | None = None,
     records: np.ndarray | None = None,
     stream: int = 0,
     start_step: int = 0,
     cache: bool = False,
     input_context: Any = None,
 ) -> tf.data.Dataset:
-    """Endless shuffled, augmented batches.
+    """Makes endless shuffled, augmented batches.
 
-    An epoch is `steps_per_epoch` full batches in an order of its own; what does not fill a batch is
-    left out of that epoch.
+    An epoch is `steps_per_epoch` full batches in an order of its own; records that would not fill
+    another batch are left out of that epoch.
 
     Args:
-      description: the data directory's description.
-      split: name of the split.
-      seed: the run's seed.
-      batch_size: global batch size.
-      crop_size: (height, width).
-      scales: scale factors to choose from; see `preprocessing.crop_positions`.
-      random_crop: whether to crop anywhere, not in the middle.
-      flip: whether to mirror at random.
-      records: int64 [n], numbers of the records to use; None for all.
-      stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
-      start_step: the global step whose batch comes first.
-      cache: whether to decode all images once and keep them in memory; see `_in_memory`.
-      input_context: the tf.distribute.InputContext that `distribute_datasets_from_function` gives;
-        then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of each
-        global batch.
+        description: the data directory's description.
+        split: name of the split.
+        seed: the run's seed.
+        batch_size: global batch size.
+        crop_size: (height, width).
+        scales: scale factors to choose from; see `preprocessing.draw_crop_positions`.
+        random_crop: whether to crop anywhere, not in the middle.
+        flip: whether to mirror at random.
+        resize_longer_side: the longer side of every image before it is scaled, or None; see
+            `preprocessing.draw_crop_positions`.
+        records: int64 [n], numbers of the records to use; None for all.
+        stream: tells apart several streams of one run (trainA, trainB) that have the same seed.
+        start_step: the global step whose batch comes first.
+        cache: whether to decode all images once and keep them in memory; see
+            `_read_crops_from_memory`.
+        input_context: the tf.distribute.InputContext that `distribute_datasets_from_function`
+            gives; then the batches are per replica, and replica r gets examples [r b, (r + 1) b) of
+            each global batch.
 
     Returns:
-      Dataset of {"image": float32 [b, h, w, 3], "label": int32 [b, h, w], "number": int64 [b]},
-      where b is the batch size per replica and number is the example's place in the endless stream.
+        Dataset of {"image": float32 [b, h, w, 3], "label": int32 [b, h, w], "number": int64 [b]},
+        where b is the batch size per replica and number is the example's place in the endless
+        stream.
 
     Raises:
-      UsageError: the batch is larger than the number of records.
+        UsageError: the batch is larger than the number of records.
     """
-    chosen, read = record_reader(description, split)
+    chosen, read = make_record_reader(description, split)
     if records is not None:
         chosen = np.asarray(records, np.int64)
     steps = steps_per_epoch(len(chosen), batch_size)
@@ -136,7 +165,11 @@ def train_batches(
     pipeline = input_context.input_pipeline_id if input_context else 0
     replicas = input_context.num_replicas_in_sync if input_context else 1
     local_batch = batch_size // pipelines
-    read_crop = _in_memory(description, split, chosen) if cache else _from_files(description, read)
+    read_crop = (
+        _read_crops_from_memory(description, split, chosen)
+        if cache
+        else _read_crops_from_files(description, read)
+    )
     chosen_tensor = tf.constant(chosen)
 
     def stream_number(i: tf.Tensor) -> tf.Tensor:
@@ -144,16 +177,17 @@ def train_batches(
         return i // local_batch * batch_size + pipeline * local_batch + i % local_batch
 
     def example(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = shuffled(number, len(chosen), steps * batch_size, seed, stream)
+        record = pick_record(number, len(chosen), steps * batch_size, seed, stream)
 
         def positions(size: tf.Tensor) -> tuple[preprocessing.Positions, preprocessing.Positions]:
-            return preprocessing.crop_positions(
+            return preprocessing.draw_crop_positions(
                 tf.cast(size, tf.int64),
-                example_seed(seed, stream, number),
+                make_example_seed(seed, stream, number),
                 crop_size=crop_size,
                 scales=scales,
                 random_crop=random_crop,
                 flip=flip,
+                resize_longer_side=resize_longer_side,
             )
 
         image, label = read_crop(chosen_tensor[record], positions)
@@ -170,48 +204,53 @@ def train_batches(
     return dataset.batch(batch_size // replicas, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def distributed_batches(
+def distribute_batches(
     strategy: tf.distribute.Strategy, description: Description, split: str, **options: Any
 ) -> Iterator[Any]:
-    """What `train_batches` gives for the other `options`, to all replicas of a strategy, endlessly.
+    """Gives the batches of `make_train_batches` to all replicas of a strategy, endlessly.
+
+    Args:
+        strategy: each of its replicas gets its part of every global batch.
+        description, split, options: as those of `make_train_batches`.
 
     Raises:
-      RunError: a record cannot be used.
+        RunError: a record cannot be used.
     """
     iterator = iter(
         strategy.distribute_datasets_from_function(
-            lambda context: train_batches(description, split, input_context=context, **options)
+            lambda context: make_train_batches(description, split, input_context=context, **options)
         )
     )
     while True:
         try:
             batch = next(iterator)
         except tf.errors.OpError as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
         yield batch
 
 
-def eval_images(
+def read_eval_images(
     description: Description,
     split: str,
     *,
     max_images: int | None = None,
     multiple_of: int = 1,
 ) -> tf.data.Dataset:
-    """Whole images, one at a time, in the records' order.
+    """Reads whole images, one at a time, in the records' order.
 
     Args:
-      description: the data directory's description.
-      split: name of the split.
-      max_images: if given and smaller than the split, this many evenly spaced records are taken.
-      multiple_of: the number of elements is rounded up to a multiple of it with copies of the first
-        image whose label is void everywhere: every replica always has work, and no result changes.
+        description: the data directory's description.
+        split: name of the split.
+        max_images: if given and smaller than the split, this many evenly spaced records are taken.
+        multiple_of: the number of replicas that share the images. Copies of the first image fill
+            the last turn, so that every replica has one; their label is void everywhere, so no
+            result changes.
 
     Returns:
-      Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W],
-      "filename": string [1]}.
+        Finite dataset of {"image": uint8 [1, H, W, 3], "label": uint8 [1, H, W], "filename": string
+        [1]}.
     """
-    chosen, read = _reader(description, split)
+    chosen, read = _make_reader(description, split)
     total = len(chosen)
     if max_images is not None and max_images < total:
         chosen = chosen[np.arange(max_images) * total // max_images]
@@ -229,18 +268,26 @@ def eval_images(
     return dataset.batch(1).prefetch(tf.data.AUTOTUNE)
 
 
-def data_error(error: tf.errors.OpError, description: Description) -> RunError:
-    """The one-line error for what an iterator over `train_batches` or `eval_images` raised."""
+def make_data_error(error: tf.errors.OpError, description: Description) -> RunError:
+    """Makes the one-line error of what reading a data directory has raised."""
     return RunError(
         f"{description.data_dir}: {explain(error)} "
         "(python -m tfrecords_tools.check names every bad record)"
     )
 
 
-def label_or_void(record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int) -> tf.Tensor:
-    """The label map of a record (see parse_example), uint8 [H, W].
+def decode_label_or_void(
+    record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: int
+) -> tf.Tensor:
+    """Decodes the label map of a record; one that has none is void everywhere.
 
-    Where a record has none, it is void of that size (height, width).
+    Args:
+        record: as of `records.parse_example`.
+        size: int32 [2], (height, width) of its image.
+        ignore_label: the void label.
+
+    Returns:
+        uint8 [H, W].
     """
     encoded = record["label"]
     return tf.cond(
@@ -250,8 +297,16 @@ def label_or_void(record: dict[str, tf.Tensor], size: tf.Tensor, ignore_label: i
     )
 
 
-def record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
-    """All record numbers of a split, and a function record number -> parse_example's answer."""
+def make_record_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+    """Finds the records of a split.
+
+    Returns:
+        Their numbers, int64 [n], and a function that reads one: number (int64 scalar) -> what
+        `records.parse_example` gives.
+
+    Raises:
+        RunError: a file is damaged, or there are not as many as the description says.
+    """
     described = description.split(split)
     file_numbers, offsets = index_records(described.files)
     if len(offsets) != described.num_examples:
@@ -267,14 +322,14 @@ def record_reader(description: Description, split: str) -> tuple[np.ndarray, Any
     return np.arange(len(offsets), dtype=np.int64), read
 
 
-def _reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
-    """All record numbers of a split, and a function record number -> (image, label, filename)."""
-    numbers, read = record_reader(description, split)
+def _make_reader(description: Description, split: str) -> tuple[np.ndarray, Any]:
+    """`make_record_reader` with a function that decodes: number -> (image, label, filename)."""
+    numbers, read = make_record_reader(description, split)
 
     def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         parsed = read(record)
         image = decode_image(parsed["image"])
-        label = label_or_void(parsed, tf.shape(image)[:2], description.ignore_label)
+        label = decode_label_or_void(parsed, tf.shape(image)[:2], description.ignore_label)
         size = tf.shape(image)[:2]
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             return tf.identity(image), tf.identity(label), parsed["filename"]
@@ -288,8 +343,8 @@ _PositionsOf = Callable[[tf.Tensor], tuple[preprocessing.Positions, preprocessin
 _ReadCrop = Callable[[tf.Tensor, _PositionsOf], tuple[tf.Tensor, tf.Tensor]]
 
 
-def _from_files(description: Description, read: Any) -> _ReadCrop:
-    """Decodes what a crop needs: of a JPEG its window, of other files all."""
+def _read_crops_from_files(description: Description, read: Any) -> _ReadCrop:
+    """Makes a reader of crops that decodes as little as it can: a window of a JPEG, a whole PNG."""
 
     def read_crop(record: tf.Tensor, positions: _PositionsOf) -> tuple[tf.Tensor, tf.Tensor]:
         parsed = read(record)
@@ -311,7 +366,7 @@ def _from_files(description: Description, read: Any) -> _ReadCrop:
             return image, tf.shape(image)[:2], tf.zeros([2], tf.int32)
 
         window, size, begin = tf.cond(is_jpeg(encoded), jpeg, other)
-        label = label_or_void(parsed, size, description.ignore_label)
+        label = decode_label_or_void(parsed, size, description.ignore_label)
         with tf.control_dependencies(_check(size, label, parsed["filename"], description)):
             rows, columns = positions(tf.identity(size))
         shifted = (
@@ -328,14 +383,14 @@ def _from_files(description: Description, read: Any) -> _ReadCrop:
     return read_crop
 
 
-def _in_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
-    """Decodes the records now, with progress, and samples crops from memory.
+def _read_crops_from_memory(description: Description, split: str, records: np.ndarray) -> _ReadCrop:
+    """Makes a reader of crops that decodes all records first, with progress, and keeps them.
 
     tf.data makes a copy of the tensors that it holds, so a pixel takes 9 bytes, and 13 for a moment
     at the start. (Fetching through Python would take 4, but the process could not end while the
     pipeline still asks it.)
     """
-    _, read = _reader(description, split)
+    _, read = _make_reader(description, split)
     dataset = tf.data.Dataset.from_tensor_slices(records)
     dataset = dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     images, labels = [], []
@@ -346,7 +401,7 @@ def _in_memory(description: Description, split: str, records: np.ndarray) -> _Re
                 labels.append(label.numpy())
                 progress.advance()
         except tf.errors.OpError as error:
-            raise data_error(error, description) from None
+            raise make_data_error(error, description) from None
     sizes = np.array([label.shape for label in labels], np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes.prod(1))])
     place_of = np.zeros(records.max() + 1, np.int64)
@@ -373,7 +428,7 @@ def _in_memory(description: Description, split: str, records: np.ndarray) -> _Re
 def _check(
     size: tf.Tensor, label: tf.Tensor, filename: tf.Tensor, description: Description
 ) -> list[tf.Operation]:
-    """Asserts that the label map has its image's size and that each value is a class or void."""
+    """Makes assertions: the label map has its image's size, each value is a class or void."""
     classes, void = description.num_classes, description.ignore_label
     # The usual void, 255, becomes 0 and all others one more, in one pass over the label map.
     shifted = label + 1 if void == 255 else tf.where(label == void, tf.zeros_like(label), label + 1)

@@ -24,9 +24,9 @@ class Part:
     """One part of a network: the stem, a cell, ASPP or the decoder (with the logits).
 
     Attributes:
-      name: such as `cell_3`.
-      parameters: trainable ones.
-      multiply_adds: for one image.
+        name: such as `cell_3`.
+        parameters: trainable ones.
+        multiply_adds: for one image.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Part:
 
 
 def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
-    """The cost of each part of a built network for one image of crop_size = (height, width).
+    """Counts what each part of a built network costs for one image of (height, width).
 
     The parts are the network's own layers, in the order of their variables. What is padded counts.
     """
@@ -47,31 +47,31 @@ def count(network: keras.Model, crop_size: tuple[int, int]) -> list[Part]:
     images = tf.TensorSpec([1, *crop_size, 3], tf.float32)
     graph = tf.function(network).get_concrete_function(images, training=False).graph
     multiply_adds = dict.fromkeys(parameters, 0)
-    for name, operation in _operations(graph, ""):
-        number = _multiply_adds(operation)
+    for name, operation in _walk_operations(graph, ""):
+        number = _count_multiply_adds(operation)
         if number:
-            multiply_adds[_part(name, parameters)] += number
+            multiply_adds[_find_part(name, parameters)] += number
     return [Part(name, parameters[name], multiply_adds[name]) for name in parameters]
 
 
-def multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
-    """The multiply-adds of a function of tensors, from the graph that it is traced to."""
+def count_multiply_adds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> int:
+    """Counts the multiply-adds of a function of tensors in the graph that it is traced to."""
     graph = tf.function(function).get_concrete_function(*inputs).graph
-    return sum(_multiply_adds(operation) for _, operation in _operations(graph, ""))
+    return sum(_count_multiply_adds(operation) for _, operation in _walk_operations(graph, ""))
 
 
-def _operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:
-    """All operations of a graph and of the functions that it calls, with their full names."""
+def _walk_operations(graph: Any, scope: str) -> Iterator[tuple[str, tf.Operation]]:
+    """Walks the operations of a graph and of the functions that it calls, with full names."""
     for operation in graph.get_operations():
         name = scope + operation.name
         yield name, operation
         if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
             called = graph._get_function(operation.get_attr("f").name).graph
-            yield from _operations(called, name + "/")
+            yield from _walk_operations(called, name + "/")
 
 
-def _part(name: str, parts: Collection[str]) -> str:
-    """The part of an operation, from its name such as network_1/cell_3_1/.../Conv2D."""
+def _find_part(name: str, parts: Collection[str]) -> str:
+    """Finds the part to which an operation belongs by its name, network_1/cell_3_1/.../Conv2D."""
     for scope in name.split("/"):
         # Keras opens a layer's name scope twice, and TensorFlow numbers the second one.
         for part in (scope, scope.rpartition("_")[0]):
@@ -80,8 +80,8 @@ def _part(name: str, parts: Collection[str]) -> str:
     raise ValueError(f"{name} belongs to none of {', '.join(parts)}")
 
 
-def _multiply_adds(operation: tf.Operation) -> int:
-    """Multiply-adds of a convolution or matrix product, 0 for anything else."""
+def _count_multiply_adds(operation: tf.Operation) -> int:
+    """Counts the multiply-adds of a convolution or matrix product; 0 for anything else."""
     if operation.type == "Conv2D":  # kernel [height, width, inputs of a group, outputs]
         weights_per_output = operation.inputs[1].shape[:3].num_elements()
     elif operation.type == "DepthwiseConv2dNative":  # kernel [height, width, inputs, multiplier]
@@ -95,8 +95,8 @@ def _multiply_adds(operation: tf.Operation) -> int:
     return weights_per_output * operation.outputs[0].shape.num_elements()
 
 
-def summary(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]:
-    """The cost as plain data for JSON: totals, and the same for each part by name."""
+def summarize(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]:
+    """Gives the cost as plain data for JSON: totals, and the same for each part by name."""
 
     def units(parameters: int, multiply_adds: int) -> dict[str, float]:
         return {
@@ -113,7 +113,7 @@ def summary(parts: Sequence[Part], crop_size: tuple[int, int]) -> dict[str, Any]
 
 
 def format_table(parts: Sequence[Part], crop_size: tuple[int, int]) -> str:
-    """The cost as a table for people: one line per part, and the total."""
+    """Formats the cost as a table for people: one line per part, and the total."""
     total = Part(
         "total", sum(part.parameters for part in parts), sum(part.multiply_adds for part in parts)
     )

@@ -20,11 +20,11 @@ PATTERN_CHARACTERS = "*?[\\"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def local_path(text: str) -> str:
-    """A path as a user writes it, with `~` and `~name` replaced by the home directory.
+def expand_path(text: str) -> str:
+    """Replaces `~` and `~name` at the beginning of a user's path by the home directory.
 
     Raises:
-      ValueError: it is none on this machine, or one that a flagfile cannot hold.
+        ValueError: it is no path on this machine, or one that a flagfile cannot hold.
     """
     if _SCHEME.match(text):
         raise ValueError("only paths on this machine are read and written: copy or mount it")
@@ -46,13 +46,13 @@ def local_path(text: str) -> str:
 
 
 def check_no_pattern(path: str) -> None:
-    """Refuses what TensorFlow takes for a pattern.
+    """Refuses a path that TensorFlow takes for a pattern of names.
 
     Its readers of checkpoints and SavedModels match names where they should compare them: `run[1]`
     is written but never found again, and `run*` finds, and removes, what lies in `run2`.
 
     Raises:
-      ValueError: the path has such a character.
+        ValueError: the path has such a character.
     """
     found = [character for character in PATTERN_CHARACTERS if character in path]
     if found:
@@ -63,10 +63,14 @@ def check_no_pattern(path: str) -> None:
 
 
 def check_plain(path: str, what: str) -> None:
-    """`check_no_pattern` for callers from Python.
+    """`check_no_pattern` where no flag has been read: its error is a RunError.
+
+    Args:
+        path: any.
+        what: what the path is, for the error's line.
 
     Raises:
-      RunError: the path has such a character; `what` says what it is.
+        RunError: the path has such a character.
     """
     try:
         check_no_pattern(path)
@@ -74,14 +78,14 @@ def check_plain(path: str, what: str) -> None:
         raise RunError(f"{what} {path}: {error}") from None
 
 
-def path_argument(text: str) -> Path:
-    """For argparse's `type`: a path that TensorFlow can write to, too.
+def parse_path(text: str) -> Path:
+    """Reads a path for argparse (its `type`): one to which TensorFlow can write.
 
     Raises:
-      argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not such a path.
     """
     try:
-        path = local_path(text)
+        path = expand_path(text)
         check_no_pattern(path)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
@@ -97,7 +101,7 @@ class _PathParser(flags.ArgumentParser):
         self._plain = plain
 
     def parse(self, argument: str) -> str:
-        path = local_path(argument)
+        path = expand_path(argument)
         if self._plain:
             check_no_pattern(path)
         return path
@@ -109,10 +113,10 @@ def define_path(
     """Defines a flag whose value is a path on this machine.
 
     Args:
-      name, default, help: as of flags.DEFINE_string.
-      plain: TensorFlow writes checkpoints or a SavedModel there, or reads them: see
-        check_no_pattern.
-      options: as of flags.DEFINE, such as required.
+        name, default, help: as of flags.DEFINE_string.
+        plain: TensorFlow writes checkpoints or a SavedModel there, or reads them: see
+            check_no_pattern.
+        options: as of flags.DEFINE, such as required.
     """
     serializer = flags.ArgumentSerializer()
     flags.DEFINE(_PathParser(plain), name, default, help, serializer=serializer, **options)

@@ -13,26 +13,27 @@ import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
-from official.drawing import Palette, draw_legend, draw_overlay, encode_png
-from official.errors import RunError
-from official.evaluation import Logits, class_scores
+from official.drawing import Palette, draw_legend, draw_overlay
+from official.errors import RunError, explain
+from official.evaluation import Logits, compute_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
-from official.images import SUFFIXES, decode_image, orientation
-from official.input_pipeline import data_error, eval_images
+from official.images import SUFFIXES, decode_image, encode_png, read_orientation
+from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
-from official.records import Description, explain, parse_example
+from official.records import Description, parse_example
 from official.sizes import OWN_SIZE, Sizes
 from official.submission import Submission, check_alone
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What is to be segmented: names at once, pixels one picture after the other.
+    """The pictures to segment. All names are known first; pixels are read one by one.
 
     Attributes:
-      names: a relative path without suffix for each, from which those of the answers are made.
-      sources: what a message to the user calls each: the file, or the record's name.
-      images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is unreadable.
+        names: for each picture a relative path without suffix; its answers get that name.
+        sources: for each picture the name for messages to the user: its file, or its record.
+        images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is
+            unreadable.
     """
 
     names: list[str]
@@ -40,16 +41,16 @@ class Pictures:
     images: Iterator[np.ndarray]
 
 
-def picture_files(inputs: str, output_dir: str) -> Pictures:
-    """The pictures that a file name, folder or glob pattern stands for, each at its own size.
+def open_pictures(inputs: str, output_dir: str) -> Pictures:
+    """Opens the pictures that a file name, folder or glob pattern stands for.
 
     Args:
-      inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
-        depth); PNG or JPEG.
-      output_dir: where the answers go; those of earlier runs are no input.
+        inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
+            depth); PNG or JPEG.
+        output_dir: where the answers go; those of earlier runs are no input.
 
     Raises:
-      RunError: there are none.
+        RunError: there are none.
     """
     found = find_pictures(inputs, output_dir)
     return Pictures(
@@ -59,13 +60,13 @@ def picture_files(inputs: str, output_dir: str) -> Pictures:
     )
 
 
-def split_images(description: Description, split: str) -> Pictures:
-    """The images of a split of a data directory, named as their records; labels do not matter.
+def open_split(description: Description, split: str) -> Pictures:
+    """Opens the images of a split of a data directory; their records need no labels.
 
     Raises:
-      RunError: there is no such split, or it cannot be read.
+        RunError: there is no such split, or it cannot be read.
     """
-    elements = eval_images(description, split)
+    elements = read_eval_images(description, split)
     records = tf.data.TFRecordDataset(description.split(split).files)
     filenames = records.map(lambda record: parse_example(record)["filename"])
     names = []
@@ -81,7 +82,7 @@ def _read(dataset: tf.data.Dataset, description: Description) -> Iterator[Any]:
     try:
         yield from dataset
     except tf.errors.OpError as error:
-        raise data_error(error, description) from None
+        raise make_data_error(error, description) from None
 
 
 def predict(
@@ -96,41 +97,41 @@ def predict(
     sizes: Sizes = OWN_SIZE,
     submission: Submission | None = None,
 ) -> list[Path]:
-    """Segments pictures; answers are as large as they.
+    """Segments pictures; each answer is as large as its picture.
 
     Writes for each picture <name>_labels.png (8-bit palette PNG whose values are the classes) and
     <name>_overlay.png, and once legend.png; or, for a submission, the one file that it wants.
 
     Args:
-      model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C].
-      pictures: see picture_files and split_images.
-      output_dir: made if it is not there; older answers of the same names are replaced.
-      class_names: C names, C <= 256.
-      palette: C colours (red, green, blue) in 0..255.
-      scales, flip: as in evaluation.class_scores.
-      sizes: the scale at which the model sees the pictures, and of which `scales` are factors. The
-        scores come back to a picture's own size by bilinear resizing, before their argmax.
-      submission: the form that a benchmark's server wants.
+        model: float32 images [N, H, W, 3] in 0..255 -> float32 logits [N, H, W, C].
+        pictures: see `open_pictures` and `open_split`.
+        output_dir: made if it is not there; older answers of the same names are replaced.
+        class_names: C names, C <= 256.
+        palette: C colours (red, green, blue) in 0..255.
+        scales, flip: as those of `evaluation.compute_scores`.
+        sizes: the scale at which the model sees the pictures, and of which `scales` are factors.
+            The scores come back to a picture's own size by bilinear resizing, before their argmax.
+        submission: the form that a benchmark's server wants.
 
     Returns:
-      the paths of the label maps, in the order of the pictures.
+        the paths of the label maps, in the order of the pictures.
 
     Raises:
-      RunError: two pictures would get the same name, one is unreadable (those before it are done),
-        a file cannot be written, the classes are not the network's, or a submission would be
-        refused for its names. Names are checked before anything is written.
+        RunError: two pictures would get the same name, one is unreadable (those before it are
+            done), a file cannot be written, the classes are not the network's, or a submission
+            would be refused for its names. Names are checked before anything is written.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
-    files = _answer_files(pictures, output_dir, submission)
+    files = _name_answers(pictures, output_dir, submission)
     make_directory(output_dir)
 
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8)], autograph=False)
     def classify(images: tf.Tensor) -> tf.Tensor:
-        def seen(images: tf.Tensor) -> tf.Tensor:
-            return class_scores(model, images, len(class_names), scales=scales, flip=flip)
+        def score(images: tf.Tensor) -> tf.Tensor:
+            return compute_scores(model, images, len(class_names), scales=scales, flip=flip)
 
-        scores = sizes.answer(seen, images)
+        scores = sizes.answer(score, images)
         return tf.cast(tf.argmax(scores, -1, output_type=tf.int32), tf.uint8)
 
     colours = np.asarray(palette, np.uint8)
@@ -147,17 +148,17 @@ def predict(
             if submission is None:
                 overlay = Image.fromarray(draw_overlay(image, labels, colours))
                 write_atomically(Path(output_dir, f"{name}_overlay.png"), encode_png(overlay))
-                answer = label_image(labels, palette)
+                answer = make_label_image(labels, palette)
             else:
                 values = np.array(submission.values, np.uint8)
-                answer = label_image(values[labels], submission.palette)
+                answer = make_label_image(values[labels], submission.palette)
             write_atomically(written[-1], encode_png(answer))
             progress.advance()
     return written
 
 
-def _answer_files(pictures: Pictures, output_dir: str, submission: Submission | None) -> list[str]:
-    """The label map's path below output_dir for each picture; see predict for what it checks."""
+def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | None) -> list[str]:
+    """Names each picture's label map, a path below output_dir; raises what `predict` says."""
     file_of = submission.file_of if submission else lambda name: f"{name}_labels.png"
     sources: dict[str, str] = {}
     for name, source in zip(pictures.names, pictures.sources, strict=True):
@@ -176,22 +177,22 @@ def _answer_files(pictures: Pictures, output_dir: str, submission: Submission | 
 
 
 def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
-    """The pictures that a file name, folder or glob pattern stands for.
+    """Finds the pictures that a file name, folder or glob pattern stands for.
 
     Files in output_dir are left out of folders and patterns: they are earlier answers.
 
     Returns:
-      (picture, its path below the folder or the pattern's fixed part, without suffix), sorted.
+        (picture, its path below the folder or the pattern's fixed part, without suffix), sorted.
 
     Raises:
-      RunError: there are none.
+        RunError: there are none.
     """
     if os.path.isfile(inputs):
         return [(Path(inputs), Path(inputs).stem)]
     if os.path.isdir(inputs):
         root, found = Path(inputs), find_files(inputs)
     else:
-        root = _fixed_part(inputs)
+        root = _find_fixed_part(inputs)
         found = glob_files(inputs, root)
     answers = Path(output_dir).resolve()
     pictures = []
@@ -207,8 +208,11 @@ def find_pictures(inputs: str, output_dir: str) -> list[tuple[Path, str]]:
     return pictures
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The folders before the first one that has a wildcard and is not there by that very name."""
+def _find_fixed_part(pattern: str) -> Path:
+    """Finds the folder in which a glob pattern begins: what stands before its first wildcard.
+
+    A folder that is there by its very name, such as `run[1]`, is no wildcard.
+    """
     parts = Path(pattern).parts[:-1]
     fixed = 0
     while fixed < len(parts) and (
@@ -222,7 +226,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a PNG or JPEG file as official.images decodes it: uint8 [H, W, 3], RGB in 0..255.
 
     Raises:
-      RunError: it is unreadable, or damaged anywhere.
+        RunError: it is unreadable, or damaged anywhere.
     """
     try:
         return decode_image(Path(path).read_bytes()).numpy()
@@ -235,7 +239,7 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     warned = False
     for path in paths:
         image = read_picture(path)
-        if not warned and orientation(path.read_bytes()) > 1:
+        if not warned and read_orientation(path.read_bytes()) > 1:
             warned = True
             tqdm.write(
                 f"warning: {path} has a rotation mark (EXIF), which is not obeyed, nor will others "
@@ -246,8 +250,11 @@ def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
         yield image
 
 
-def label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
-    """An image whose values are uint8 [H, W]; viewers show a palette's colours, or grey."""
+def make_label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:
+    """Makes an image of uint8 [H, W] whose stored values are the labels.
+
+    Viewers show the palette's colours; without a palette, grey.
+    """
     image = Image.fromarray(labels)
     if palette is not None:
         image.putpalette([int(value) for colour in palette for value in colour])

@@ -13,8 +13,8 @@ MEMORY = 60.0
 """Seconds after which what the rate was counts e times less: it follows a change of pace."""
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
+def format_duration(seconds: float) -> str:
+    """Writes a time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -27,19 +27,19 @@ def duration(seconds: float) -> str:
 class Progress:
     """Counts finished items on stderr, with rate, time left and a note; a context manager.
 
-    Rate and time left are those of the items after the first, which often has to wait for graphs
-    and files. What is done `apart` does not count, and of pauses as many are expected as `pauses`
-    says, each as long as the last one.
+    The first item does not count for the rate: it often has to wait for graphs and files. Neither
+    does what is done within `apart`. The time left includes the pauses still to come, each taken to
+    be as long as the last one.
 
     Args:
-      name: what is being done, such as "evaluate".
-      total: number of items, None if unknown.
-      start: how many of them were done before.
-      unit: what an item is called, in the plural.
-      interval: seconds between two plain lines, >= 0.
-      work: what all items still to do cost, if some cost more than others; default: their number.
-      pauses: how many calls of `pause` will come.
-      keep: a last line with the number of items, the time and the note stays when the work ends.
+        name: what is being done, such as "evaluate".
+        total: number of items, None if unknown.
+        start: how many of them were done before.
+        unit: what an item is called, in the plural.
+        interval: seconds between two plain lines, >= 0.
+        work: what all items still to do cost, if some cost more than others; default: their number.
+        pauses: how many calls of `pause` will come.
+        keep: a last line with the number of items, the time and the note stays when the work ends.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Progress:
         """Counts items; `note` gives what stands at the end of the line and is called only then.
 
         Args:
-          items: how many more are done.
-          note: see above.
-          work: what they cost, in the unit of the constructor's `work`; default: their number.
+            items: how many more are done.
+            note: see above.
+            work: what they cost, in the unit of the constructor's `work`; default: their number.
         """
         work = items if work is None else work
         now = time.monotonic()
@@ -113,10 +113,10 @@ class Progress:
 
     @contextlib.contextmanager
     def apart(self, note: str = "") -> Iterator[None]:
-        """While it lasts, time does not count, nor do items that are done.
+        """A context whose time and items do not count for the rate, such as a first evaluation.
 
         Args:
-          note: what is being done, said at once.
+            note: what is being done, said at once.
         """
         before = time.monotonic()
         if note and self._bar.disable:
@@ -130,7 +130,7 @@ class Progress:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """As `apart`, for work that comes again: it belongs to the time that is left."""
+        """`apart` for work that comes again, such as each evaluation: the time left includes it."""
         before = time.monotonic()
         with self.apart():
             yield
@@ -169,8 +169,8 @@ class Progress:
     ) -> None:
         self._bar.close()
         if self._keep and not self._first and kind is None:
-            took = duration(time.monotonic() - self._start)
+            took = format_duration(time.monotonic() - self._start)
             self._say(", ".join(filter(None, [f"{self._count()} in {took}", self._note()])))
-        if isinstance(error, Exception):  # for the line that tells of it: errors.run_app
+        if isinstance(error, Exception):  # for the line that tells of it: command_line.run_app
             total = "" if self._total is None else f" of {self._total}"
             error.add_note(f"{self._name}: {self._done}{total} {self._unit}")

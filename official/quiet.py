@@ -10,7 +10,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from official.errors import RunError, errors_in_one_line
+from official.command_line import errors_in_one_line
+from official.errors import RunError
 
 
 def import_tensorflow() -> None:
@@ -53,12 +54,12 @@ def _silence() -> Iterator[None]:
 def set_environment() -> None:
     """Sets what TensorFlow and Keras read once, when they are imported; changes nothing later.
 
-    oneDNN is TensorFlow's fast library for CPUs; by itself it uses it on processors with AVX-512
-    only. TF_ENABLE_ONEDNN_OPTS in the environment has its way. Keras must run on TensorFlow,
-    whatever KERAS_BACKEND and keras.json say.
+    oneDNN, TensorFlow's fast library for CPUs, is turned on everywhere: by itself TensorFlow uses
+    it only on processors with AVX-512. A value of TF_ENABLE_ONEDNN_OPTS in the environment is left
+    as it is. Keras is made to run on TensorFlow, whatever KERAS_BACKEND and keras.json say.
 
     Raises:
-      RunError: Keras has been imported with another backend.
+        RunError: Keras has been imported with another backend.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     keras = sys.modules.get("keras")

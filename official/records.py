@@ -22,7 +22,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -61,9 +60,9 @@ class Split:
     """One split of a dataset.
 
     Attributes:
-      num_examples: number of records.
-      files: paths of the TFRecord shards, in order.
-      sizes: distinct image sizes as (height, width, number of images), sorted.
+        num_examples: number of records.
+        files: paths of the TFRecord shards, in order.
+        sizes: distinct image sizes as (height, width, number of images), sorted.
     """
 
     num_examples: int
@@ -76,13 +75,13 @@ class Description:
     """What a data directory says about itself.
 
     Attributes:
-      name: the source dataset, for example "cityscapes".
-      data_dir: the directory.
-      class_names: one name per class, in the order of the labels.
-      palette: one (red, green, blue), 0..255, per class.
-      ignore_label: the label of void pixels.
-      splits: the splits by name.
-      options: the converter's options that shaped the records.
+        name: the source dataset, for example "cityscapes".
+        data_dir: the directory.
+        class_names: one name per class, in the order of the labels.
+        palette: one (red, green, blue), 0..255, per class.
+        ignore_label: the label of void pixels.
+        splits: the splits by name.
+        options: the converter's options that shaped the records.
     """
 
     name: str
@@ -99,7 +98,7 @@ class Description:
         return len(self.class_names)
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises RunError, listing the splits, if there is none."""
+        """Gives the split of that name; raises RunError, which lists the splits, if none has it."""
         if name not in self.splits:
             raise RunError(
                 f"{self.data_dir} has no split {name!r}: it has {', '.join(sorted(self.splits))}"
@@ -107,7 +106,7 @@ class Description:
         return self.splits[name]
 
     def fingerprint(self) -> str:
-        """12 hex digits, equal for equal content wherever the directory lies."""
+        """Hashes what the description says, but for the directory: 12 hex digits."""
         content = {
             "name": self.name,
             "class_names": self.class_names,
@@ -118,13 +117,15 @@ class Description:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def metadata(
+def make_metadata(
     name: str,
     class_names: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The metadata that a converter stores beside its shards; it fills `sizes` while it writes.
+    """Makes the metadata that a converter stores beside its shards, with `sizes` still empty.
+
+    The converter fills them in while it writes.
 
     `sizes` maps a split's name to a list of [height, width, number of images].
     """
@@ -132,7 +133,7 @@ def metadata(
         "format": METADATA_FORMAT,
         "name": name,
         "class_names": list(class_names),
-        "palette": [list(color) for color in palette],
+        "palette": [list(colour) for colour in palette],
         "ignore_label": IGNORE_LABEL,
         "options": options,
         "sizes": {},
@@ -147,14 +148,14 @@ def read_description(
     If DeepLab's own scripts wrote it, finds out what can be found out.
 
     Args:
-      data_dir: the directory.
-      num_classes: number of classes of data without description; not looked at if there is one.
-      ignore_label: void label of data without description, None for 255; not looked at if there is
-        one.
+        data_dir: the directory.
+        num_classes: number of classes of data without description; not looked at if there is one.
+        ignore_label: void label of data without description, None for 255; not looked at if there
+            is one.
 
     Raises:
-      UsageError: data without description and without num_classes, or impossible numbers.
-      RunError: the directory is no such dataset, or one of its shards is missing or damaged.
+        UsageError: data without description and without num_classes, or impossible numbers.
+        RunError: the directory is no such dataset, or one of its shards is missing or damaged.
     """
     remedy = "--data_dir takes the --output_dir that tfrecords_tools.convert was given"
     if not os.path.isfile(os.path.join(data_dir, "dataset_info.json")):
@@ -210,7 +211,7 @@ def _describe_shards(
         raise UsageError(f"--num_classes={num_classes} must be 2 to 256: labels have 8 bits")
     if not 0 <= ignore_label <= 255:
         raise UsageError(f"--ignore_label={ignore_label} must be 0 to 255: labels have 8 bits")
-    class_names, palette = _class_names(num_classes)
+    class_names, palette = _name_classes(num_classes)
     return Description(
         # Not the directory's name: a run must know its data again when the directory is moved.
         name="deeplab_shards",
@@ -223,8 +224,8 @@ def _describe_shards(
     )
 
 
-def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
-    """Names and colours of the dataset of so many classes for which DeepLab has a script."""
+def _name_classes(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
+    """Guesses classes' names and colours from their number, by the datasets that DeepLab reads."""
     known = (
         (datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),
         (datasets.VOC_NAMES, datasets.VOC_PALETTE),
@@ -236,7 +237,7 @@ def _class_names(num_classes: int) -> tuple[tuple[str, ...], tuple[datasets.Colo
         if len(names) == num_classes:
             return names, palette
     names = tuple(f"class {number}" for number in range(num_classes))
-    return names, datasets.distinct_palette(num_classes)
+    return names, datasets.make_distinct_palette(num_classes)
 
 
 def _measure(split: str, files: tuple[str, ...]) -> Split:
@@ -253,7 +254,7 @@ def _measure(split: str, files: tuple[str, ...]) -> Split:
                     start = offset + _DATA_OFFSET
                     end = start + _LENGTH.unpack_from(data, offset)[0]
                     try:
-                        sizes[deeplab_shards.image_size(data, start, end)] += 1
+                        sizes[deeplab_shards.read_image_size(data, start, end)] += 1
                     except ValueError as error:
                         raise RunError(
                             f"{files[number]}: the record at byte {offset} cannot be used: {error}"
@@ -264,25 +265,16 @@ def _measure(split: str, files: tuple[str, ...]) -> Split:
     return Split(len(offsets), files, tuple(sorted((*size, n) for size, n in sizes.items())))
 
 
-def explain(error: tf.errors.OpError) -> str:
-    """What a TensorFlow error says in one line, without the names of its operations."""
-    about_the_graph = ("Graph execution error", "Detected at node", "File ", "<stack traces")
-    lines = [line.strip() for line in error.message.splitlines()]
-    text = " ".join(line for line in lines if not line.startswith(about_the_graph))
-    text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*|assertion failed:", " ", text)
-    return " ".join(text.split()).strip("[] ")
-
-
 def parse_example(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     """Parses one record.
 
     Args:
-      serialized: scalar string, one serialised tf.Example.
+        serialized: scalar string, one serialised tf.Example.
 
     Returns:
-      "image", "label": scalar strings, the encoded files, "label" empty if there is none;
-      "filename": scalar string, without the suffix and the path's beginning (/, ./, ../) that the
-      records of DeepLab's scripts may have.
+        "image", "label": scalar strings, the encoded files, "label" empty if there is none;
+        "filename": scalar string, without the suffix and the path's beginning (/, ./, ../) that the
+        records of DeepLab's scripts may have.
     """
     parsed = tf.io.parse_single_example(serialized, _KEYS)
     filename = tf.strings.regex_replace(parsed["image/filename"], r"^(\.{0,2}/)+", "")
@@ -297,10 +289,10 @@ def index_records(files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Finds every record of `files` by walking the record headers; record data are not read.
 
     Returns:
-      File number (int32 [n]) and byte offset in that file (int64 [n]) of each record, in order.
+        File number (int32 [n]) and byte offset in that file (int64 [n]) of each record, in order.
 
     Raises:
-      RunError: a file is cut off, compressed or no TFRecord file.
+        RunError: a file is cut off, compressed or no TFRecord file.
     """
     numbers, offsets = [], []
     for number, file in enumerate(files):

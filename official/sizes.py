@@ -1,8 +1,8 @@
-"""The scale of a data set: what its conversion made of images' sizes, and the same inside a graph.
+"""The scale of a data set: how its conversion changed images' sizes, and the same inside a graph.
 
-A network knows things as large as they were in training. `tfrecords_tools.convert` may have made
-the images smaller, so those that the network is asked about later, in their own size, have to be
-brought to the same scale, and its answers back.
+A network recognises things at the size that they had in its training. `tfrecords_tools.convert` may
+have made those images smaller. So pictures that the network is given later, at their own size, must
+be made smaller in the same way, and its answers as large as the pictures again.
 """
 
 import dataclasses
@@ -16,24 +16,25 @@ from official.resizing import sides
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What becomes of an image's size.
+    """A rule by which images are resized: by a factor, or to a longest side.
 
     Attributes:
-      resize_factor: scales both sides, > 0; of the converter at most 1.
-      max_side: an image whose longer side is longer is resized so that it has this length; None if
-        there is no limit.
+        resize_factor: scales both sides, > 0; of the converter at most 1.
+        max_side: an image whose longer side is longer is resized so that it has this length; None
+            if there is no limit.
     """
 
     resize_factor: float = 1.0
     max_side: int | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Sizes":
-        """What the options say that a description holds or a run has recorded; {}: unchanged."""
+    def from_options(cls, options: Mapping[str, Any]) -> "Sizes":
+        """Reads the rule from a data description's or a run's options; without any, OWN_SIZE."""
         return cls(options.get("resize_factor", 1.0), options.get("max_side"))
 
-    def options(self) -> dict[str, Any]:
-        """What the description says; without --max_side the same as before there was one."""
+    def to_options(self) -> dict[str, Any]:
+        """Gives the options that a data description holds, which `from_options` reads."""
+        # Without --max_side as before there was one: descriptions stay equal.
         limit = {} if self.max_side is None else {"max_side": self.max_side}
         return {"resize_factor": self.resize_factor, **limit}
 
@@ -44,8 +45,12 @@ class Sizes:
             return f"images scaled by {self.resize_factor:g}"
         return f"images of at most {self.max_side} pixels a side"
 
-    def after(self, done: "Sizes") -> "Sizes | None":
-        """What is left to be done to images that `done` has been done to; None: nobody can tell."""
+    def compute_rest(self, done: "Sizes") -> "Sizes | None":
+        """Finds the rule by which images that `done` has resized become as this rule wants them.
+
+        None if there is no such rule: how much a longest side has shrunk an image is not known
+        any more.
+        """
         if self == done:
             return OWN_SIZE
         if done == OWN_SIZE:
@@ -54,8 +59,8 @@ class Sizes:
             return Sizes(self.resize_factor / done.resize_factor)
         return None
 
-    def new_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size (height, width) of the record of an image of this size."""
+    def compute_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Gives the size (height, width) to which an image of this size is resized."""
         factor = self.resize_factor
         if self.max_side is not None and max(size) > self.max_side:
             factor = self.max_side / max(size)
@@ -63,23 +68,23 @@ class Sizes:
         return height, width
 
     def bring(self, images: tf.Tensor) -> tf.Tensor:
-        """Resizes images as the converter does.
+        """Resizes images by this rule, as the converter does.
 
         Antialiased (Lanczos, three lobes): the columns first, then the rows, each rounded to
         0..255. Values equal Pillow's but for one in a hundred or fewer, which differ by 1, seldom
         2.
 
         Args:
-          images: uint8 or whole float32 [N, H, W, 3] in 0..255, of any H, W >= 1.
+            images: uint8 or whole float32 [N, H, W, 3] in 0..255, of any H, W >= 1.
 
         Returns:
-          whole numbers, float32 [N, *new_size(H, W), 3] in 0..255; `images` itself where nothing is
-          to be done.
+            whole numbers, float32 [N, *compute_size((H, W)), 3] in 0..255; `images` itself where
+            nothing is to be done.
         """
         if self == OWN_SIZE:
             return images
         height, width = sides(images)
-        new_height, new_width = self._new_size(height, width)
+        new_height, new_width = self._compute_sides(height, width)
         images = tf.cast(images, tf.float32)
         for new in ((height, new_width), (new_height, new_width)):
             images = tf.image.resize(images, new, tf.image.ResizeMethod.LANCZOS3, antialias=True)
@@ -87,26 +92,27 @@ class Sizes:
         return images
 
     def answer(self, network: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
-        """What a network says of images that it sees at this scale, at the images' own size.
+        """Runs a network on images resized by this rule, and resizes its answer back.
 
-        Its answer is resized bilinearly, pixels' centres on centres as in `bring`: logits before
-        their argmax, so borders between classes fall between the network's pixels too.
+        Back it goes bilinearly, with pixels' centres on centres as in `bring`. Give it a network
+        of logits or probabilities and take the argmax afterwards: then borders between classes may
+        lie between the pixels that the network saw.
 
         Args:
-          network: images as `bring` returns them -> float32 [N, h, w, C] of the same size.
-          images: uint8 or float32 [N, H, W, 3] in 0..255.
+            network: images as `bring` returns them -> float32 [N, h, w, C] of the same size.
+            images: uint8 or float32 [N, H, W, 3] in 0..255.
 
         Returns:
-          float32 [N, H, W, C].
+            float32 [N, H, W, C].
         """
         if self == OWN_SIZE:
             return network(images)
         return tf.image.resize(network(self.bring(images)), sides(images))
 
-    def _new_size(self, height: Any, width: Any) -> tuple[Any, Any]:
-        """`new_size` of sides that the graph may not know before it runs."""
+    def _compute_sides(self, height: Any, width: Any) -> tuple[Any, Any]:
+        """`compute_size` for sides that may be tensors, known only when the graph runs."""
         if isinstance(height, int) and isinstance(width, int):
-            return self.new_size((height, width))
+            return self.compute_size((height, width))
         size = tf.cast(tf.stack([height, width]), tf.float64)  # as Python's floats
         factor: Any = tf.constant(self.resize_factor, tf.float64)
         if self.max_side is not None:

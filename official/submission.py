@@ -34,30 +34,30 @@ class Submission:
     """The form of the answers for one server.
 
     Attributes:
-      file_of: a picture's name (a path without suffix) -> the answer's path below the output
-        directory; raises RunError for a name that the server would not know.
-      values: the pixel values of class 0, 1, ...
-      palette: 256 colours, for a palette image; None for a grey one.
-      one_answer_each: whether the server searches the whole output directory, and so must not find
-        other PNG files of the same image.
+        file_of: a picture's name (a path without suffix) -> the answer's path below the output
+            directory; raises RunError for a name that the server would not know.
+        values: the pixel values of class 0, 1, ...
+        palette: 256 colours, for a palette image; None for a grey one.
+        one_answer_each: whether the server searches the whole output directory, and so must not
+            find other PNG files of the same image.
     """
 
     file_of: Callable[[str], str]
     values: Sequence[int]
-    palette: Sequence[datasets.Color] | None
+    palette: Sequence[datasets.Colour] | None
     one_answer_each: bool
 
 
-def new_submission(form: str, class_names: Sequence[str], split: str) -> Submission:
-    """The form of that name.
+def make_submission(form: str, class_names: Sequence[str], split: str) -> Submission:
+    """Makes the form of that name.
 
     Args:
-      form: a key of FORMS.
-      class_names: the network's.
-      split: the split that the pictures are; VOC's folders are named after it.
+        form: a key of FORMS.
+        class_names: the network's.
+        split: the split that the pictures are; VOC's folders are named after it.
 
     Raises:
-      UsageError: the network has other classes than the dataset.
+        UsageError: the network has other classes than the dataset.
     """
     if tuple(class_names) != FORMS[form]:
         raise UsageError(
@@ -65,19 +65,19 @@ def new_submission(form: str, class_names: Sequence[str], split: str) -> Submiss
             f"{', '.join(FORMS[form])}; this one has {len(class_names)}: {', '.join(class_names)}"
         )
     if form == "cityscapes":
-        return Submission(_cityscapes_file, datasets.CITYSCAPES_LABEL_IDS, None, True)
+        return Submission(_name_cityscapes_file, datasets.CITYSCAPES_LABEL_IDS, None, True)
     folder = f"results/VOC2012/Segmentation/{form.removeprefix('voc2012_')}_{split}_cls"
-    file_of = functools.partial(_voc_file, folder)
-    return Submission(file_of, range(len(class_names)), datasets.voc_palette(256), False)
+    file_of = functools.partial(_name_voc_file, folder)
+    return Submission(file_of, range(len(class_names)), datasets.make_voc_palette(256), False)
 
 
 def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -> None:
     """Raises RunError if the server would find a second answer to an image in output_dir.
 
     Args:
-      submission: the form.
-      output_dir: need not exist.
-      files: the answers to come, paths below output_dir.
+        submission: the form.
+        output_dir: need not exist.
+        files: the answers to come, paths below output_dir.
     """
     if not submission.one_answer_each:
         return
@@ -92,7 +92,7 @@ def check_alone(submission: Submission, output_dir: str, files: Iterable[str]) -
             )
 
 
-def _cityscapes_file(name: str) -> str:
+def _name_cityscapes_file(name: str) -> str:
     known = _CITYSCAPES_NAME.fullmatch(PurePosixPath(name).name)
     if known is None:
         raise RunError(
@@ -102,5 +102,5 @@ def _cityscapes_file(name: str) -> str:
     return known[1] + _CITYSCAPES_END
 
 
-def _voc_file(folder: str, name: str) -> str:
+def _name_voc_file(folder: str, name: str) -> str:
     return f"{folder}/{PurePosixPath(name).name}.png"

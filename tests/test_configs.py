@@ -15,7 +15,7 @@ from auto_deeplab.modes.flag_definitions import DEFAULTS, MODES, NEEDED
 from auto_deeplab.runs.run_record import NETWORK
 from auto_deeplab.runs.saved_network import new_network
 from auto_deeplab.space import genotype
-from official.flagfiles import expanded, located
+from official.flagfiles import expand, locate
 from tests.command import CONFIGS, ROOT
 
 ALL = sorted(path.name for path in CONFIGS.glob("*.cfg"))
@@ -30,7 +30,7 @@ def parsed(config, *arguments):
         for name, value in DEFAULTS.get(mode, {}).items():
             flags.FLAGS.set_default(name, value)
         given = ["train.py", f"--mode={mode}", f"--flagfile={CONFIGS / config}", *arguments]
-        flags.FLAGS(expanded(given))
+        flags.FLAGS(expand(given))
         yield flags.FLAGS
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_said_twice():
         lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
         nested = [line for line in lines if line.startswith("--flagfile=")]
         inherited = {}
-        for line in expanded(nested, str(path.parent)):
+        for line in expand(nested, str(path.parent)):
             name, _, value = line.partition("=")
             inherited[name] = value
         for line in lines:
@@ -187,8 +187,8 @@ def test_the_commands_of_the_tables_can_be_typed(monkeypatch):
         python, script, *arguments = shlex.split(command)
         assert (python, script) == ("python", "auto_deeplab/train.py")
         with flagsaver.flagsaver():
-            flags.FLAGS(expanded([script, *arguments]))
-            mode_flags.check_given(located(arguments), flags.FLAGS)
+            flags.FLAGS(expand([script, *arguments]))
+            mode_flags.check_given(locate(arguments), flags.FLAGS)
             values = flags.FLAGS.flag_values_dict()
         for needed in NEEDED[values["mode"]]:
             assert values[needed] is not None, command

@@ -144,7 +144,7 @@ def test_only_train_and_the_main_of_other_commands_read_flags():
     # Elsewhere in `official`, only the function that runs a command parses them.
     assert {
         path.name for path in (ROOT / "official").rglob("*.py") if "FLAGS" in path.read_text()
-    } == {"errors.py"}
+    } == {"command_line.py"}
 
 
 # Starts TensorFlow as commands do, and says what came of it.

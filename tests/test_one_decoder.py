@@ -11,8 +11,8 @@ from PIL import Image
 
 from official.errors import RunError
 from official.export import export
-from official.input_pipeline import eval_images, train_batches
-from official.prediction import picture_files, read_picture
+from official.input_pipeline import make_train_batches, read_eval_images
+from official.prediction import open_pictures, read_picture
 from official.records import read_description
 from tfrecords_tools.convert import convert
 
@@ -96,13 +96,13 @@ def test_all_readers_see_the_same_pixels(source, tmp_path, capsys):
     served = tf.saved_model.load(exported).signatures["serve_bytes"]
     evaluated = {
         element["filename"].numpy()[0].decode(): element["image"].numpy()[0]
-        for element in eval_images(description, "train")
+        for element in read_eval_images(description, "train")
     }
     order = list(evaluated)
     trained = {}
     # A crop of the whole picture at scale 1; each image is drawn once in an epoch.
     for cache in (False, True):
-        batches = train_batches(
+        batches = make_train_batches(
             *(description, "train"),
             seed=0,
             batch_size=1,
@@ -113,7 +113,7 @@ def test_all_readers_see_the_same_pixels(source, tmp_path, capsys):
             cache=cache,
         )
         trained[cache] = [batch["image"].numpy()[0] for batch in batches.take(len(FILES))]
-    pictures = picture_files(str(source / "images" / "train"), str(tmp_path / "out"))
+    pictures = open_pictures(str(source / "images" / "train"), str(tmp_path / "out"))
     predicted = dict(zip(pictures.names, pictures.images, strict=True))
     assert set(order) == {f"images/train/{name}" for name in predicted}
     for path in sorted((source / "images" / "train").iterdir()):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from auto_deeplab.runs.saved_network import trained_network
 from official import checkpoints, datasets
-from official.input_pipeline import eval_images
+from official.input_pipeline import read_eval_images
 from official.records import read_description
 from tests.command import TINY_GENOTYPE, TINY_NETWORK, train_here
 from tests.miniature import SIZE, write_cityscapes, write_pair
@@ -101,7 +101,7 @@ def test_confusion_matrix_counts_what_predict_answers(root, tmp_path, options):
     # Another way to the same numbers: the label maps that predict writes of the same split.
     predict(root, tmp_path / "out", f"--data_dir={root / 'data'}", *options)
     expected = np.zeros((19, 19), int)
-    for element in eval_images(read_description(str(root / "data")), "val"):
+    for element in read_eval_images(read_description(str(root / "data")), "val"):
         name, label = element["filename"][0].numpy().decode(), element["label"][0].numpy()
         answer = read(tmp_path / "out" / f"{name}_labels.png")
         valid = label != 255

@@ -14,7 +14,7 @@ from PIL import Image
 
 import auto_deeplab
 from official.checkpoints import Checkpoints
-from official.input_pipeline import eval_images
+from official.input_pipeline import read_eval_images
 from official.records import read_description
 from official.sizes import OWN_SIZE, Sizes
 from tests.command import TINY_GENOTYPE, TINY_NETWORK, train_here
@@ -79,7 +79,9 @@ def photographs(root):
 
 def records(root, data):
     """The validation images of a data directory, uint8 [1, H, W, 3], in order."""
-    return [element["image"] for element in eval_images(read_description(str(root / data)), "val")]
+    return [
+        element["image"] for element in read_eval_images(read_description(str(root / data)), "val")
+    ]
 
 
 def labels(scores):
@@ -183,7 +185,7 @@ def test_a_saved_model_does_the_same(root, network, tmp_path, arguments, sizes):
 def test_a_longest_side(root, network, tmp_path):
     run = shutil.copytree(root / "run", tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
-    record["scale"] = Sizes(max_side=50).options()
+    record["scale"] = Sizes(max_side=50).to_options()
     (run / "run.json").write_text(json.dumps(record))
     (tmp_path / "in").mkdir()
     images = {

@@ -55,8 +55,8 @@ class Built:
         learner: the Search or Retrain.
         loop: what training_loop.run was given, by name; its positional arguments are in order in
             "arguments".
-        streams: what each call of distributed_batches was given, by name.
-        evaluated: what split_evaluator was given, likewise.
+        streams: what each call of distribute_batches was given, by name.
+        evaluated: what make_split_evaluator was given, likewise.
         restored: the checkpoint that was asked for.
         initial: the values of all variables, by path.
         devices: what the functions of official.distribution were given.
@@ -92,8 +92,8 @@ def caught(built, mode, learner):
         built.initial = {variable.path: variable.numpy() for variable in variables}
         raise Stop
 
-    kind, make_stream = getattr(mode, learner), input_pipeline.distributed_batches
-    make_evaluator, make_strategy = modes_data.split_evaluator, distribution.make_strategy
+    kind, make_stream = getattr(mode, learner), input_pipeline.distribute_batches
+    make_evaluator, make_strategy = modes_data.make_split_evaluator, distribution.make_strategy
     restore = Checkpoints.restore
 
     def make(*arguments, **options):
@@ -120,8 +120,8 @@ def caught(built, mode, learner):
     with (
         mock.patch.object(mode, "run", run),
         mock.patch.object(mode, learner, make),
-        mock.patch.object(input_pipeline, "distributed_batches", stream),
-        mock.patch.object(modes_data, "split_evaluator", evaluator),
+        mock.patch.object(input_pipeline, "distribute_batches", stream),
+        mock.patch.object(modes_data, "make_split_evaluator", evaluator),
         mock.patch.object(distribution, "make_strategy", strategy_of),
         mock.patch.object(
             distribution, "make_deterministic", built.devices["deterministic"].append
@@ -191,6 +191,7 @@ SEARCH = {
     "deterministic": "true",
     "crop_size": "33,41",
     "batch_size": "2",
+    "resize_longer_side": str(SIDES[1]),  # which all have: what is cropped are the pictures
     "random_scale": "false",
     "random_crop": "false",
     "random_flip": "false",
@@ -513,6 +514,7 @@ LOOKS_AT_SEARCH = {
     "deterministic": check_device("deterministic", [3]),
     "crop_size": check_batches,
     "batch_size": check_batches,
+    "resize_longer_side": check_streams("resize_longer_side", SIDES[1]),
     "random_scale": check_plain_crops,
     "random_crop": check_plain_crops,
     "random_flip": check_plain_crops,
@@ -783,7 +785,7 @@ def test_eval(root, trained, tmp_path):
         "deterministic": "true",
     }
     assert flags.keys() == {name for name, modes in USED.items() if "eval" in modes}
-    with devices_noted() as devices, noted(evaluate, "split_evaluator") as calls:
+    with devices_noted() as devices, noted(evaluate, "make_split_evaluator") as calls:
         done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
     assert done.code == 0, done.stderr
     assert devices == WANTED_DEVICES

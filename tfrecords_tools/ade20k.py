@@ -27,7 +27,7 @@ def open_source(source_dir: Path) -> Source:
     A split without any images, or without any labels, is skipped with a line.
 
     Raises:
-      RunError: there is no split, or an image or label without the other.
+        RunError: there is no split, or an image or label without the other.
     """
     root = source_dir / "ADEChallengeData2016"
     if not root.is_dir():

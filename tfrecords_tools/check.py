@@ -24,7 +24,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from official.errors import RunError, run_app
+from official.command_line import run_app
+from official.errors import RunError
 from official.files import make_directory
 from official.paths import define_path
 from official.records import Description
@@ -35,7 +36,7 @@ EVALUATED = ("val", "test", "dev", "eval")
 
 
 def report(name: str, findings: Findings, description: Description) -> str:
-    """The findings of one split as text: sizes, a table of classes, the classes never seen."""
+    """Writes the findings of one split: sizes, a table of classes, the classes never seen."""
     names, void = description.class_names, description.ignore_label
     sizes = findings.sizes.most_common()
     shown = ", ".join(f"{height} x {width} ({count})" for (height, width), count in sizes[:5])
@@ -61,23 +62,23 @@ def report(name: str, findings: Findings, description: Description) -> str:
     return "\n".join(lines)
 
 
-def repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
-    """Images that occur more than once, in one split or in two.
+def find_repeated(splits: Mapping[str, Findings]) -> tuple[list[str], list[str]]:
+    """Finds images that occur more than once, in one split or in two.
 
     Returns:
-      Lines that tell of what may be intended, and lines that tell of errors.
+        Lines that tell of what may be intended, and lines that tell of errors.
     """
     notes, errors = [], []
     for name, findings in splits.items():
         twice = [names for names in findings.contents.values() if len(names) > 1]
         if twice:
-            notes.append(_listed(f"{name} holds {len(twice)} image(s) more than once", twice))
+            notes.append(_list_names(f"{name} holds {len(twice)} image(s) more than once", twice))
     for pair in itertools.combinations(splits, 2):
         # The split to train on comes first, as it is named first in what is said.
         one, other = sorted(pair, key=_is_evaluated)
         ours, theirs = splits[one].contents, splits[other].contents
         shared = [[ours[content][0], theirs[content][0]] for content in ours if content in theirs]
-        line = _listed(f"{one} and {other} share {len(shared)} image(s)", shared)
+        line = _list_names(f"{one} and {other} share {len(shared)} image(s)", shared)
         if not shared:
             continue
         if _is_evaluated(one) == _is_evaluated(other) or other in one:
@@ -91,11 +92,11 @@ def check(description: Description, figure: str = "") -> None:
     """Checks every split of a dataset and prints what was found.
 
     Args:
-      description: of the dataset.
-      figure: the PNG file for the shares of the classes; empty for none.
+        description: of the dataset.
+        figure: the PNG file for the shares of the classes; empty for none.
 
     Raises:
-      RunError: something is wrong; every error has been printed.
+        RunError: something is wrong; every error has been printed.
     """
     if figure:
         _check_writable(figure)  # reading a large dataset takes long
@@ -114,7 +115,7 @@ def check(description: Description, figure: str = "") -> None:
         for error in findings.errors:
             print(f"  ERROR {error}")
         errors += len(findings.errors)
-    notes, wrong = repeated(splits)
+    notes, wrong = find_repeated(splits)
     for line in (*(f"note: {note}" for note in notes), *(f"ERROR {error}" for error in wrong)):
         print(line)
     if figure:
@@ -125,8 +126,8 @@ def check(description: Description, figure: str = "") -> None:
     print("no errors")
 
 
-def default_figure(data_dir: str) -> str:
-    """Where the picture goes if nobody says: with the data, or nowhere if they are read-only."""
+def choose_figure(data_dir: str) -> str:
+    """Chooses the picture's path without --figure: beside the data; "" where that is read-only."""
     if os.access(data_dir, os.W_OK):
         return os.path.join(data_dir, "classes.png")
     print(f"{data_dir} cannot be written, so there is no picture: --figure=PATH says where else")
@@ -137,14 +138,14 @@ def main() -> None:
     """Reads the flags and checks."""
     values = flags.FLAGS
     description = data_flags.read(values)
-    check(description, default_figure(values.data_dir) if values.figure is None else values.figure)
+    check(description, choose_figure(values.data_dir) if values.figure is None else values.figure)
 
 
 def _is_evaluated(split: str) -> bool:
     return split.startswith(EVALUATED)
 
 
-def _listed(text: str, groups: list[list[str]]) -> str:
+def _list_names(text: str, groups: list[list[str]]) -> str:
     shown = ", ".join(" = ".join(names) for names in groups[:3])
     more = f", and {len(groups) - 3} more" if len(groups) > 3 else ""
     return f"{text}: {shown}{more}"

@@ -49,8 +49,8 @@ _FOLDERS = {
 }
 
 
-def train_ids() -> np.ndarray:
-    """The table label id -> train id: uint8 [34], 255 where the label id is void."""
+def make_train_id_table() -> np.ndarray:
+    """Makes the table label id -> train id: uint8 [34], 255 where the label id is void."""
     table = np.full(datasets.CITYSCAPES_NUM_LABEL_IDS, IGNORE_LABEL, np.uint8)
     table[list(datasets.CITYSCAPES_LABEL_IDS)] = np.arange(len(datasets.CITYSCAPES_LABEL_IDS))
     return table
@@ -63,7 +63,7 @@ def open_source(source_dir: Path) -> Source:
     labels. Who has nothing of the coarse annotations reads nothing of them.
 
     Raises:
-      RunError: there is no split, or an image or label without the other.
+        RunError: there is no split, or an image or label without the other.
     """
     coarse = any((source_dir / path).is_dir() for path in ("gtCoarse", "leftImg8bit/train_extra"))
     splits = {}
@@ -95,7 +95,7 @@ def read_label(pair: Pair) -> np.ndarray | None:
     """Reads label ids and maps them to train ids: uint8 [H, W]; None if there is no label file."""
     if pair.label is None:
         return None
-    label_ids, table = read_index_png(pair.label), train_ids()
+    label_ids, table = read_index_png(pair.label), make_train_id_table()
     if label_ids.max() >= len(table):
         raise RunError(
             f"{pair.label} holds the value {label_ids.max()}, which is no Cityscapes label id "

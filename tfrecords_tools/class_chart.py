@@ -15,7 +15,7 @@ from official.files import write_atomically
 from official.records import Description
 from tfrecords_tools.findings import Findings
 
-INK, GRAY, PALE_GRAY = "#222222", "#8a8a8a", "#e3e3e3"
+INK, GREY, PALE_GREY = "#222222", "#8a8a8a", "#e3e3e3"
 FILLS = ("#1f5fbf", "#d2791e", "#2e8b57", "#8e44ad", "#168f9c", "#a83279")
 """Colours of the splits, over and over."""
 
@@ -35,27 +35,27 @@ def draw(
     40 %; the numbers stand at the bars. What does not occur says so.
 
     Args:
-      path: the PNG file to write.
-      splits: what was found, by the splits' names.
-      description: of their dataset.
+        path: the PNG file to write.
+        splits: what was found, by the splits' names.
+        description: of their dataset.
 
     Raises:
-      RunError: the file cannot be written.
+        RunError: the file cannot be written.
     """
     picture = io.BytesIO()
     with warnings.catch_warnings():
         # Names in a script that matplotlib's font lacks are shown as boxes; the table has them.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
-        figure(splits, description).savefig(picture, dpi=120, format="png", facecolor="white")
+        draw_figure(splits, description).savefig(picture, dpi=120, format="png", facecolor="white")
     write_atomically(path, picture.getvalue())
 
 
-def figure(splits: Mapping[str, Findings], description: Description) -> Figure:
-    """The picture that `draw` writes."""
+def draw_figure(splits: Mapping[str, Findings], description: Description) -> Figure:
+    """Draws the picture that `draw` writes."""
     void = description.ignore_label
     rows = [i for i in range(description.num_classes) if i != void]
     labelled = {
-        name: _shares(findings, description)
+        name: _compute_shares(findings, description)
         for name, findings in splits.items()
         if findings.shares(description).any()
     }
@@ -90,12 +90,12 @@ def _draw_head(
     description: Description,
     legend_columns: int,
 ) -> None:
-    """The title, and below it which colour is which split."""
+    """Draws the title, and below it which colour is which split."""
     width, height = drawn.get_size_inches()
     title = f"{description.name}: share of each class in the pixels that are not void"
     at = (0.12 / width, 1 - 0.14 / height)
     drawn.text(*at, title, size=12, color=INK, va="top", parse_math=False)
-    fills = {name: _fill(number) for number, name in enumerate(labelled)}
+    fills = {name: _choose_fill(number) for number, name in enumerate(labelled)}
     legend = drawn.legend(
         [Rectangle((0, 0), 1, 1, color=fills.get(name, "white")) for name in splits],
         [
@@ -113,13 +113,13 @@ def _draw_head(
         text.set_parse_math(False)
 
 
-def _shares(findings: Findings, description: Description) -> dict[int, float]:
+def _compute_shares(findings: Findings, description: Description) -> dict[int, float]:
     void = description.ignore_label
     shares = dict(enumerate(findings.shares(description).tolist()))
     return {**shares, void: float(findings.pixels[void] / findings.pixels.sum())}
 
 
-def _fill(split: int) -> str:
+def _choose_fill(split: int) -> str:
     return FILLS[split % len(FILLS)]
 
 
@@ -132,7 +132,7 @@ def _draw_column(
     largest: float,
     pitch: float,
 ) -> None:
-    """The bars of some labels from top to bottom; the unit of both axes is the inch."""
+    """Draws the bars of some labels from top to bottom; the unit of both axes is the inch."""
     longest = PANEL - 0.75  # room for the number behind the longest bar
     for row, label in enumerate(labels):
         is_void = label == description.ignore_label
@@ -145,10 +145,10 @@ def _draw_column(
             axes.axhspan(row * pitch, (row + 1) * pitch, color="#f6f6f6", zorder=0)
         text: dict[str, Any] = {"va": "center_baseline", "clip_on": False, "parse_math": False}
         axes.text(-0.34, middle, name, ha="right", size=9, color=INK, **text)
-        color = "white" if is_void else [value / 255 for value in description.palette[label]]
+        colour = "white" if is_void else [value / 255 for value in description.palette[label]]
         swatch: dict[str, Any] = {
-            "facecolor": color,
-            "edgecolor": GRAY,
+            "facecolor": colour,
+            "edgecolor": GREY,
             "linewidth": 0.6,
             "clip_on": False,
         }
@@ -159,27 +159,29 @@ def _draw_column(
             share, at = values[label], start + (number + 0.5) * BAR
             size = longest * math.sqrt(share / largest)
             axes.add_patch(
-                Rectangle((0, at - 0.42 * BAR), size, 0.84 * BAR, color=_fill(number), label=split)
+                Rectangle(
+                    (0, at - 0.42 * BAR), size, 0.84 * BAR, color=_choose_fill(number), label=split
+                )
             )
-            shown = _percent(share) if share or is_void else "never"
+            shown = _format_percent(share) if share or is_void else "never"
             ink = INK if share or is_void else "#c0392b"
             axes.text(size + 0.05, at, shown, ha="left", size=7.5, color=ink, **text)
-    axes.axvline(0, color=GRAY, linewidth=0.8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
     ticks = [percent for percent in (0, 1, 4, 10, 20, 40, 60, 80) if percent <= 100 * largest]
     places = [longest * math.sqrt(percent / 100 / largest) for percent in ticks]
-    axes.set_xticks(places, [f"{percent} %" for percent in ticks], size=8, color=GRAY)
+    axes.set_xticks(places, [f"{percent} %" for percent in ticks], size=8, color=GREY)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel("lengths are square roots of the shares", size=8, color=GRAY)
+    axes.set_xlabel("lengths are square roots of the shares", size=8, color=GREY)
     axes.set_xlim(0, PANEL)
     axes.set_ylim(length * pitch, 0)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.grid(axis="x", color=PALE_GRAY, linewidth=0.6, zorder=0)
+    axes.grid(axis="x", color=PALE_GREY, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
 
 
-def _percent(share: float) -> str:
-    """Percent with two digits that say something, as a person writes them."""
+def _format_percent(share: float) -> str:
+    """Writes percent with two significant digits, as a person does."""
     percent = 100 * share
     if percent >= 9.95 or percent == 0:
         return f"{percent:.0f} %"

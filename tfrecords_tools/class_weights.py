@@ -27,7 +27,8 @@ if __name__ == "__main__":
 import numpy as np
 from absl import flags
 
-from official.errors import RunError, run_app
+from official.command_line import run_app
+from official.errors import RunError
 from official.records import Description
 from tfrecords_tools import data_flags
 from tfrecords_tools.findings import Findings, read_split
@@ -35,16 +36,16 @@ from tfrecords_tools.findings import Findings, read_split
 METHODS = ("inverse_sqrt", "inverse", "median_frequency")
 
 
-def class_weights(findings: Findings, description: Description, method: str) -> np.ndarray:
-    """One weight per class.
+def compute_class_weights(findings: Findings, description: Description, method: str) -> np.ndarray:
+    """Computes one weight per class.
 
     Args:
-      findings: of the split; at least one of its pixels has a class.
-      description: of the dataset.
-      method: one of METHODS; see above for what they compute.
+        findings: of the split; at least one of its pixels has a class.
+        description: of the dataset.
+        method: one of METHODS; see above for what they compute.
 
     Returns:
-      float64 [C], above 0; 1 for a class that never occurs.
+        float64 [C], above 0; 1 for a class that never occurs.
     """
     shares = findings.shares(description)
     occurs = shares > 0
@@ -63,7 +64,7 @@ def class_weights(findings: Findings, description: Description, method: str) -> 
 
 
 def report(weights: np.ndarray, findings: Findings, description: Description) -> str:
-    """A table of classes, shares and weights, and what a user of the weights should know."""
+    """Writes a table of classes, shares and weights, with what their user should know."""
     names, shares = description.class_names, findings.shares(description)
     column = max(map(len, (*names, "class")))
     lines = [f"   id  {'class':<{column}}    share    weight"]
@@ -76,11 +77,11 @@ def report(weights: np.ndarray, findings: Findings, description: Description) ->
     return "\n".join(lines)
 
 
-def flag(description: Description, split: str, method: str) -> str:
+def format_flag(description: Description, split: str, method: str) -> str:
     """Reads the labels of a split, prints the table on stderr, and gives the line for a flagfile.
 
     Raises:
-      RunError: the split is not there, cannot be read, or is all void.
+        RunError: the split is not there, cannot be read, or is all void.
     """
     data_dir = description.data_dir
     findings = read_split(split, description.split(split), description, labels_only=True)
@@ -91,7 +92,7 @@ def flag(description: Description, split: str, method: str) -> str:
         )
     if not findings.shares(description).any():
         raise RunError(f"split {split!r} of {data_dir} has no labels: every pixel is void")
-    weights = class_weights(findings, description, method)
+    weights = compute_class_weights(findings, description, method)
     print(f"{data_dir}, {split}: {method}", file=sys.stderr)
     print(report(weights, findings, description), file=sys.stderr)
     return "--class_weights=" + ",".join(f"{weight:.4g}" for weight in weights)
@@ -100,7 +101,7 @@ def flag(description: Description, split: str, method: str) -> str:
 def main() -> None:
     """Reads the flags and prints the line."""
     values = flags.FLAGS
-    print(flag(data_flags.read(values), values.split, values.method))
+    print(format_flag(data_flags.read(values), values.split, values.method))
 
 
 if __name__ == "__main__":

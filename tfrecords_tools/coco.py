@@ -46,12 +46,12 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """What is painted on a label map.
+    """One annotation: what is painted on a label map.
 
     Attributes:
-      number: the annotation's id.
-      label: 1..20, or 255 for a crowd.
-      segmentation: as in the file: polygons, or a run-length code, compressed or not.
+        number: the annotation's id.
+        label: 1..20, or 255 for a crowd.
+        segmentation: as in the file: polygons, or a run-length code, compressed or not.
     """
 
     number: int
@@ -64,9 +64,9 @@ class LabelledImage:
     """An image as a JSON file describes it, with the annotations that matter, in the file's order.
 
     Attributes:
-      file_name: the image file's name.
-      size: (height, width).
-      annotations: those of VOC's classes.
+        file_name: the image file's name.
+        size: (height, width).
+        annotations: those of VOC's classes.
     """
 
     file_name: str
@@ -78,10 +78,10 @@ def open_source(source_dir: Path) -> Source:
     """Finds the dataset in a directory and reads its annotations (train2017: 20 s, 3 GB of memory).
 
     Raises:
-      RunError: there is no split, some of a split's images are missing or not described, a JSON
-        file is damaged, or pycocotools is not installed.
+        RunError: there is no split, some of a split's images are missing or not described, a JSON
+            file is damaged, or pycocotools is not installed.
     """
-    decode = _mask_decoder()
+    decode = _make_mask_decoder()
     splits: dict[str, list[Pair]] = {}
     described: dict[Path, LabelledImage] = {}
     for split in PUBLISHED:
@@ -95,7 +95,7 @@ def open_source(source_dir: Path) -> Source:
         else:
             print(f"reading {json_file} ({json_file.stat().st_size / 1e6:.0f} MB)", flush=True)
             images = read_annotations(json_file)
-            splits[split] = _pairs(images, found[0], json_file, source_dir)
+            splits[split] = _make_pairs(images, found[0], json_file, source_dir)
             described |= {found[0] / name: image for name, image in images.items()}
     if not splits:
         raise RunError(
@@ -120,8 +120,8 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     """Reads the images of an instances JSON file by their file names.
 
     Raises:
-      RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
-        gives an id to two images, or an image two sizes.
+        RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
+            gives an id to two images, or an image two sizes.
     """
     try:
         content = json.loads(json_file.read_bytes())
@@ -130,7 +130,7 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
             for category in content["categories"]
             if category["name"] in LABELS
         }
-        images = _described(content["images"], json_file)
+        images = _describe_images(content["images"], json_file)
         for one in content["annotations"]:
             if one["category_id"] in labels:
                 label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
@@ -147,8 +147,10 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
     return {image.file_name: image for image in images.values()}
 
 
-def _described(rows: Sequence[Mapping[str, Any]], json_file: Path) -> dict[Any, LabelledImage]:
-    """The images by their ids; ids of one file share their image."""
+def _describe_images(
+    rows: Sequence[Mapping[str, Any]], json_file: Path
+) -> dict[Any, LabelledImage]:
+    """Collects the images by their ids; ids of one file get one and the same image."""
     by_name: dict[str, LabelledImage] = {}
     by_id: dict[Any, LabelledImage] = {}
     for row in rows:
@@ -168,10 +170,10 @@ def _described(rows: Sequence[Mapping[str, Any]], json_file: Path) -> dict[Any, 
 
 
 def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -> np.ndarray:
-    """The label map of an image: uint8 [H, W], 0..20 or 255.
+    """Paints the label map of an image: uint8 [H, W], 0..20 or 255.
 
     Raises:
-      RunError: an annotation is no mask of the image's size.
+        RunError: an annotation is no mask of the image's size.
     """
     labels = np.zeros(image.size, np.uint8)
     for annotation in image.annotations:
@@ -186,8 +188,8 @@ def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -
     return labels
 
 
-def _mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
-    """A function segmentation, height, width -> uint8 [height, width], 1 where the mask is."""
+def _make_mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
+    """Makes a function (segmentation, height, width) -> uint8 [height, width], 1 in the mask."""
     try:
         from pycocotools import mask as masks
     except ImportError:
@@ -207,7 +209,7 @@ def _mask_decoder() -> Callable[[Any, int, int], np.ndarray]:
 
 
 def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
-    """Raises ValueError for what the package's C code would take, and fail without a word."""
+    """Raises ValueError for impossible masks that pycocotools' C code takes without an error."""
     if isinstance(segmentation, list):
         far = 10 * max(height, width)
         if not all(-far < value < far for polygon in segmentation for value in polygon):
@@ -216,13 +218,13 @@ def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
     if segmentation["size"] != [height, width]:
         raise ValueError(f"its size is {segmentation['size']}")
     counts = segmentation["counts"]
-    runs = counts if isinstance(counts, list) else _runs(counts)
+    runs = counts if isinstance(counts, list) else _read_runs(counts)
     if sum(runs) != height * width:
         raise ValueError(f"its runs have {sum(runs)} pixels")
 
 
-def _runs(counts: str) -> list[int]:
-    """The lengths of the runs in a compressed code (maskApi.c, rleFrString).
+def _read_runs(counts: str) -> list[int]:
+    """Reads the lengths of the runs in a compressed code (maskApi.c, rleFrString).
 
     A number has five bits to a character, from the lowest on, and from the fourth number on is the
     difference to the number but one before.
@@ -240,7 +242,7 @@ def _runs(counts: str) -> list[int]:
     return runs
 
 
-def _pairs(
+def _make_pairs(
     images: Mapping[str, LabelledImage], folder: Path, json_file: Path, source_dir: Path
 ) -> list[Pair]:
     there = {

@@ -9,19 +9,16 @@ takes.
 import collections
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import io
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 if __name__ == "__main__":
     from official.quiet import import_tensorflow
@@ -35,13 +32,17 @@ from absl import flags
 from PIL import Image
 from tqdm import tqdm
 
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import RunError, UsageError, explain
+from official.files import check_new_directory, write_directory_atomically
+from official.images import encode_png
+from official.parallel import map_in_order
 from official.paths import define_path
 from official.progress import Progress
-from official.records import IGNORE_LABEL, explain, metadata
+from official.records import IGNORE_LABEL, make_metadata
 from official.sizes import Sizes
 from tfrecords_tools import ade20k, cityscapes, coco, folder, voc2012, voc2012_aug
-from tfrecords_tools.source import Pair, Source, encode_png, read_image
+from tfrecords_tools.source import Pair, Source, read_image
 
 # To add a dataset, write a module like cityscapes.py and name its `open_source` here.
 SOURCES: dict[str, Callable[[Path], Source]] = {
@@ -55,8 +56,8 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 
 # Source files per shard, in bytes; tensorflow-datasets holds one shard's examples in memory.
 SHARD_BYTES = 128 * 2**20
-# Images that are prepared ahead of the one that is written.
-AHEAD = 32
+# The flag that names the directory to make.
+FLAG = "--output_dir"
 
 
 @dataclasses.dataclass
@@ -64,12 +65,12 @@ class Tally:
     """What became of a split's images.
 
     Attributes:
-      sizes: number of records per (height, width).
-      resized: number of images that were resized.
-      changes: number of images per change without which no record could hold them.
-      marked: names of the images that have a rotation mark.
-      left_out: number of images that show less than source.min_foreground.
-      bad: name and what is wrong, per bad image or label map that was skipped.
+        sizes: number of records per (height, width).
+        resized: number of images that were resized.
+        changes: number of images per change without which no record could hold them.
+        marked: names of the images that have a rotation mark.
+        left_out: number of images that show less than source.min_foreground.
+        bad: name and what is wrong, per bad image or label map that was skipped.
     """
 
     sizes: collections.Counter[tuple[int, int]] = dataclasses.field(
@@ -100,8 +101,8 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
     nearest on the same grid.
 
     Raises:
-      RunError: a file is damaged, of a wrong kind, or the label map has another size than the
-        image.
+        RunError: a file is damaged, of a wrong kind, or the label map has another size than the
+            image.
     """
     values = source.read_label(pair)
     if values is not None and source.min_foreground:
@@ -117,14 +118,14 @@ def make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | None:
             f"image {pair.image} is {photo.size[0]} x {photo.size[1]}"
         )
     label = Image.fromarray(values)
-    height, width = sizes.new_size(photo.size)
+    height, width = sizes.compute_size(photo.size)
     resized = (height, width) != photo.size
     if resized:
-        image = photo.pixels().resize((width, height), Image.Resampling.LANCZOS)
+        image = photo.decode().resize((width, height), Image.Resampling.LANCZOS)
         label = label.resize((width, height), Image.Resampling.NEAREST)
         encoded, image_format = encode_png(image), "png"
     else:
-        encoded, image_format = photo.encoded()
+        encoded, image_format = photo.encode()
     example = {
         "encoded": encoded,
         "filename": os.fsencode(pair.name),
@@ -175,10 +176,12 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
             "channels": number,
             "segmentation": label,
         }
-        options = self._sizes.options()
+        options = self._sizes.to_options()
         if self._source.min_foreground:
             options["min_labelled_pixels"] = self._source.min_foreground
-        described = metadata(self.name, self._source.class_names, self._source.palette, options)
+        described = make_metadata(
+            self.name, self._source.class_names, self._source.palette, options
+        )
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"{self.name} as records for semantic segmentation",
@@ -189,20 +192,18 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Any]]:
         del dl_manager  # nothing is downloaded
         return {
-            split: [partial(self._examples, split, shard) for shard in shards(pairs)]
+            split: [partial(self._examples, split, shard) for shard in cut_into_shards(pairs)]
             for split, pairs in self._source.splits.items()
         }
 
     def _examples(self, split: str, pairs: list[Pair]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         tally = self.tallies[split]
-        make = partial(make_record, source=self._source, sizes=self._sizes)
-        with contextlib.closing(in_order(make, pairs)) as all_made:
-            for pair, made in all_made:
+        make = partial(_try_to_make_record, source=self._source, sizes=self._sizes)
+        with contextlib.closing(map_in_order(make, pairs)) as all_made:
+            for pair, record in zip(pairs, all_made, strict=True):
                 self._progress.advance()
-                try:
-                    record = made.result()
-                except RunError as error:
-                    self._skip(tally, pair, error)
+                if isinstance(record, RunError):
+                    self._skip(tally, pair, record)
                     continue
                 if record is None:
                     tally.left_out += 1
@@ -236,23 +237,15 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # typ
         tqdm.write(f"skipped: {error}", file=sys.stderr)
 
 
-def in_order(
-    function: Callable[[Pair], Record | None], pairs: Iterable[Pair]
-) -> Generator[tuple[Pair, "Future[Record | None]"], None, None]:
-    """Calls function(pair) in threads, at most AHEAD pairs ahead; gives the results in order."""
-    waiting: collections.deque[tuple[Pair, Future[Record | None]]] = collections.deque()
-    pool = ThreadPoolExecutor()
+def _try_to_make_record(pair: Pair, source: Source, sizes: Sizes) -> Record | RunError | None:
+    """`make_record` that returns its error, so that the pairs after a bad one are made too."""
     try:
-        for pair in pairs:
-            waiting.append((pair, pool.submit(function, pair)))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
-        yield from waiting
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return make_record(pair, source, sizes)
+    except RunError as error:
+        return error
 
 
-def shards(pairs: list[Pair]) -> list[list[Pair]]:
+def cut_into_shards(pairs: list[Pair]) -> list[list[Pair]]:
     """Cuts `pairs` into consecutive shards of about SHARD_BYTES of source files."""
     found: list[list[Pair]] = [[]]
     room = SHARD_BYTES
@@ -279,24 +272,23 @@ def convert(
 ) -> None:
     """Converts dataset `name` in `source_dir` to records in `output_dir`.
 
-    Everything is written to a directory beside `output_dir` that takes its name when it is
-    complete, so `output_dir` is never half a dataset.
+    `output_dir` is never half a dataset: see files.write_directory_atomically.
 
     Args:
-      name: one of SOURCES.
-      source_dir: the dataset as its makers publish it.
-      output_dir: the directory to create.
-      resize_factor: see Sizes.
-      max_side: see Sizes; not together with a resize factor.
-      skip_bad_files: number of images that may be left out because they or their label maps are
-        bad.
-      min_labelled_pixels: images with fewer pixels of the classes 1, 2, ... are left out; None for
-        what the dataset's module says.
+        name: one of SOURCES.
+        source_dir: the dataset as its makers publish it.
+        output_dir: the directory to create.
+        resize_factor: see Sizes.
+        max_side: see Sizes; not together with a resize factor.
+        skip_bad_files: number of images that may be left out because they or their label maps are
+            bad.
+        min_labelled_pixels: images with fewer pixels of the classes 1, 2, ... are left out; None
+            for what the dataset's module says.
 
     Raises:
-      UsageError: no such dataset, or an impossible option.
-      RunError: something is wrong with the source or output directory or a file; nothing was
-        written.
+        UsageError: no such dataset, or an impossible option.
+        RunError: something is wrong with the source or output directory or a file; nothing was
+            written.
     """
     if name not in SOURCES:
         raise UsageError(f"--dataset={name} is unknown: there is {', '.join(SOURCES)}")
@@ -328,20 +320,22 @@ def convert(
     sizes = Sizes(resize_factor, max_side)
     try:
         with (
-            _unfinished(target) as directory,
+            write_directory_atomically(target, FLAG) as directory,
             Progress("convert", sum(map(len, source.splits.values()))) as progress,
         ):
-            builder = RecordBuilder(name, source, sizes, skip_bad_files, str(directory), progress)
+            work = directory / "work"
+            builder = RecordBuilder(name, source, sizes, skip_bad_files, str(work), progress)
             with contextlib.redirect_stdout(io.StringIO()):  # it talks of downloads
                 builder.download_and_prepare()
             for split, tally in builder.tallies.items():
                 if not tally.sizes:
                     raise RunError(f"{split}: every image was left out; nothing was written")
-            os.replace(builder.data_dir, target)
-    except OSError as error:
-        raise _cannot_write(target, str(error)) from error
+            # tensorflow-datasets writes into NAME/VERSION, and has a folder for downloads.
+            for path in Path(builder.data_dir).iterdir():
+                path.rename(directory / path.name)
+            shutil.rmtree(work)
     except tf.errors.OpError as error:  # what TensorFlow's writer of records raises
-        raise _cannot_write(target, explain(error)) from error
+        raise RunError(f"cannot write {target}: {explain(error)}") from error
     _report(builder)
     print(f"wrote {output_dir}")
 
@@ -409,88 +403,10 @@ def _report(builder: RecordBuilder) -> None:
         print(f"{len(bad)} bad file(s) were skipped:", *bad, sep="\n  ")
 
 
-@contextlib.contextmanager
-def _unfinished(target: Path) -> Iterator[Path]:
-    """An empty directory beside `target` for this process alone, removed in the end.
-
-    A lock shows whether it is in use: the system takes it away with the process, even a killed one.
-
-    Raises:
-      RunError: another process is converting to `target`, or has just done so.
-    """
-    directory = target.with_name(f".{target.name}.unfinished")
-    lock_file = directory / "lock"
-
-    def contents() -> list[Path]:
-        return [path for path in directory.iterdir() if path != lock_file]
-
-    with contextlib.ExitStack() as stack:
-        held = None
-        while held is None:
-            directory.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # its owner is just removing it
-                file = stack.enter_context(open(lock_file, "w"))
-                locked = _lock(file, target)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock_file)):
-                    held = locked
-        if contents() and not held:
-            raise RunError(
-                f"{directory} is from an interrupted conversion or from one that is running, and "
-                "its file system has no locks to tell: remove it if none is running"
-            )
-        try:
-            _check_target(target)
-            if contents():
-                print(f"removing {directory}, which an interrupted conversion left")
-            for path in contents():
-                shutil.rmtree(path)
-            yield directory
-        finally:
-            # The lock goes last, so that nobody else begins in a directory that is being removed.
-            with contextlib.suppress(OSError):
-                for path in contents():
-                    shutil.rmtree(path, ignore_errors=True)
-                lock_file.unlink()
-                directory.rmdir()
-
-
-def _lock(file: IO[str], target: Path) -> bool:
-    """Locks an open file; False if its file system has no locks.
-
-    Raises:
-      RunError: another process has locked it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(f"another process is converting to {target}: wait for it") from None
-    except OSError:  # some network file systems
-        return False
-    return True
-
-
-def _cannot_write(target: Path, problem: str) -> RunError:
-    # TensorFlow passes on the system's words and not its number.
-    if any(os.strerror(number) in problem for number in (errno.ENOSPC, errno.EDQUOT)):
-        return RunError(
-            f"no space is left for {target} ({problem}): nothing was kept; make room or choose "
-            "another --output_dir"
-        )
-    return RunError(f"cannot write {target}: {problem}")
-
-
 def _check_target(target: Path) -> None:
     if (target / "dataset_info.json").exists():
-        raise RunError(
-            f"{target} already holds a dataset: remove it or choose another --output_dir"
-        )
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise RunError(
-            f"{target} exists and is not an empty directory: choose another --output_dir"
-        )
-    if os.path.ismount(target):
-        # The finished directory takes its name by a rename, which a volume's root cannot have.
-        raise RunError(f"{target} is a mount point: choose a directory in it as --output_dir")
+        raise RunError(f"{target} already holds a dataset: remove it or choose another {FLAG}")
+    check_new_directory(target, FLAG)
 
 
 if __name__ == "__main__":
@@ -507,8 +423,8 @@ if __name__ == "__main__":
     flags.DEFINE_integer(
         "max_side",
         None,
-        "images whose longer side is longer are resized to it (ADE20K: 513); the others keep their "
-        "files",
+        "for small disks: images of all splits, also of those to evaluate on, whose longer side is "
+        "longer are shrunk to it; the others keep their files",
     )
     flags.DEFINE_integer(
         "skip_bad_files",

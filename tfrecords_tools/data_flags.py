@@ -21,11 +21,11 @@ def define() -> None:
 
 
 def read(values: flags.FlagValues) -> Description:
-    """The description of --data_dir.
+    """Reads the description of --data_dir.
 
     Raises:
-      UsageError: it is not what the other flags say, or they are missing.
-      RunError: there is no dataset.
+        UsageError: it is not what the other flags say, or they are missing.
+        RunError: there is no dataset.
     """
     description = read_description(values.data_dir, values.num_classes, values.ignore_label)
     for name in ("num_classes", "ignore_label"):

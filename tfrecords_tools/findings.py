@@ -1,31 +1,21 @@
 """Reads every record of a split: which labels and sizes it holds, and what is wrong with it."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
-from official.errors import RunError
+from official.errors import RunError, explain
 from official.images import decode_image, decode_label
+from official.parallel import map_in_order
 from official.progress import Progress
-from official.records import (
-    Description,
-    Split,
-    explain,
-    index_records,
-    parse_example,
-    read_record,
-)
-
-# Records that are read ahead of the slowest one; they stay in memory.
-AHEAD = 32
+from official.records import Description, Split, index_records, parse_example, read_record
 
 
 @dataclasses.dataclass
@@ -33,13 +23,13 @@ class Findings:
     """What was found in one split.
 
     Attributes:
-      records: number of records read.
-      pixels: int64 [256], number of pixels per label value.
-      images: int64 [256], number of images in which the label value occurs.
-      around: int64 [256], number of pixels that are not void in those images.
-      sizes: number of images per (height, width).
-      contents: names of the images per SHA-256 of their decoded pixels.
-      errors: one line per error.
+        records: number of records read.
+        pixels: int64 [256], number of pixels per label value.
+        images: int64 [256], number of images in which the label value occurs.
+        around: int64 [256], number of pixels that are not void in those images.
+        sizes: number of images per (height, width).
+        contents: names of the images per SHA-256 of their decoded pixels.
+        errors: one line per error.
     """
 
     records: int = 0
@@ -55,11 +45,11 @@ class Findings:
     errors: list[str] = dataclasses.field(default_factory=list)
 
     def classes(self, description: Description) -> np.ndarray:
-        """Pixels per class, int64 [C]; a class that is the void label has none."""
+        """Counts pixels per class, int64 [C]; a class whose number is the void label has none."""
         return np.where(is_class(description), self.pixels, 0)[: description.num_classes]
 
     def shares(self, description: Description) -> np.ndarray:
-        """Share of each class in the pixels that are not void, float64 [C]."""
+        """Computes the share of each class in the pixels that are not void, float64 [C]."""
         pixels = self.classes(description)
         return pixels / max(pixels.sum(), 1)
 
@@ -76,16 +66,19 @@ def read_split(
     """Reads and decodes every record of a split as training does, on all cores.
 
     Args:
-      name: the split's name.
-      split: the split.
-      description: of its dataset.
-      labels_only: leaves images undecoded, which is several times faster: `sizes` and `contents`
-        stay empty, and what is wrong with images is not found.
+        name: the split's name.
+        split: the split.
+        description: of its dataset.
+        labels_only: leaves images undecoded, which is several times faster: `sizes` and `contents`
+            stay empty, and what is wrong with images is not found.
     """
     findings, unlabelled = Findings(), []
     look = partial(_look, description=description, labels_only=labels_only)
-    with Progress(f"read {name}", split.num_examples) as progress:
-        for record in _in_parallel(look, _records(split, findings)):
+    with (
+        Progress(f"read {name}", split.num_examples) as progress,
+        contextlib.closing(map_in_order(look, _read_records(split, findings))) as records,
+    ):
+        for record in records:
             findings.records += 1
             findings.pixels += record.counts
             findings.images += record.counts > 0
@@ -142,24 +135,24 @@ def _look(serialized: tf.Tensor, description: Description, labels_only: bool) ->
         record.counts[description.ignore_label] = math.prod(record.size or (0,))
     else:
         record.counts = np.bincount(label.ravel(), minlength=256)
-        record.errors = mismatches(record.counts, label.shape, record.size, description)
+        record.errors = find_mismatches(record.counts, label.shape, record.size, description)
     record.has_label = label is not None
     return record
 
 
-def mismatches(
+def find_mismatches(
     counts: np.ndarray,
     label_size: tuple[int, ...],
     image_size: tuple[int, ...] | None,
     description: Description,
 ) -> list[str]:
-    """What is wrong with a label map: a line for its size, one for its values.
+    """Finds what is wrong with a label map: a line for its size, one for its values.
 
     Args:
-      counts: [256], number of pixels per label value.
-      label_size: (height, width).
-      image_size: the same of its image; None if that is not known.
-      description: of the dataset.
+        counts: [256], number of pixels per label value.
+        label_size: (height, width).
+        image_size: the same of its image; None if that is not known.
+        description: of the dataset.
     """
     found = []
     if image_size not in (None, label_size):
@@ -168,12 +161,12 @@ def mismatches(
     classes, void = description.num_classes, description.ignore_label
     wrong = [v for v in np.flatnonzero(counts).tolist() if v >= classes and v != void]
     if wrong:
-        found.append(f"label {ranges(wrong)} is neither 0..{classes - 1} nor {void}")
+        found.append(f"label {format_ranges(wrong)} is neither 0..{classes - 1} nor {void}")
     return found
 
 
-def ranges(values: Sequence[int]) -> str:
-    """Ascending numbers in words: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
+def format_ranges(values: Sequence[int]) -> str:
+    """Writes ascending numbers: [3, 7, 8, 9] is "3, 7..9"; at most six ranges are named."""
     spans: list[list[int]] = []
     for value in values:
         if spans and value == spans[-1][1] + 1:
@@ -185,7 +178,7 @@ def ranges(values: Sequence[int]) -> str:
     return ", ".join([*words[:5], *more])
 
 
-def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
+def _read_records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
     # A damaged record or file does not hide what the others hold.
     for file in split.files:
         try:
@@ -204,18 +197,3 @@ def _records(split: Split, findings: Findings) -> Iterator[tf.Tensor]:
                     yield read_record(tf.constant(file), tf.constant(offset))
                 except tf.errors.DataLossError as error:
                     findings.errors.append(f"{file}: record {number} of it: {explain(error)}")
-
-
-def _in_parallel(
-    look: Callable[[tf.Tensor], _Record], records: Iterable[tf.Tensor]
-) -> Iterator[_Record]:
-    """look(record) for each, in their order; `AHEAD` of them are under way."""
-    # Decoding and hashing let go of Python's lock, so threads use all cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting: collections.deque[Future[_Record]] = collections.deque()
-        for record in records:
-            waiting.append(pool.submit(look, record))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -25,13 +25,13 @@ def open_source(source_dir: Path) -> Source:
     """Finds the dataset in a directory.
 
     Raises:
-      RunError: classes.txt is missing or wrong, there is no split, one has a name that records
-        cannot have, two images differ in their suffix alone, or an image or mask of a split with
-        masks is without the other.
+        RunError: classes.txt is missing or wrong, there is no split, one has a name that records
+            cannot have, two images differ in their suffix alone, or an image or mask of a split
+            with masks is without the other.
     """
     class_names, palette = read_classes(source_dir / "classes.txt")
-    folders = {folder.name: folder for folder in _folders(source_dir / "images")}
-    for folder in _folders(source_dir / "masks"):
+    folders = {folder.name: folder for folder in _find_folders(source_dir / "images")}
+    for folder in _find_folders(source_dir / "masks"):
         if folder.name not in folders:
             print(f"{folder.name}: skipped, no images/{folder.name}")
     splits = {}
@@ -41,7 +41,7 @@ def open_source(source_dir: Path) -> Source:
                 f"{folder}: a split cannot be called {split!r}: use letters, digits and _, and not "
                 "the name all"
             )
-        images, others = _files(folder, SUFFIXES)
+        images, others = _find_files(folder, SUFFIXES)
         if others:
             print(
                 f"{split}: {len(others)} file(s) that are no {', '.join(SUFFIXES)} are not "
@@ -51,7 +51,7 @@ def open_source(source_dir: Path) -> Source:
         if not images:
             print(f"{split}: skipped, no image in images/{split}")
         elif masks_folder.is_dir():
-            masks, _ = _files(masks_folder, (".png",))
+            masks, _ = _find_files(masks_folder, (".png",))
             splits[split] = match(images, masks, source_dir, f"masks/{split}/**/*.png")
         else:
             print(f"{split}: has no labels, as there is no masks/{split}")
@@ -68,11 +68,12 @@ def open_source(source_dir: Path) -> Source:
     return Source(class_names, palette, splits, read_label, turned_labels=True)
 
 
-def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...]]:
+def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Colour, ...]]:
     """Reads the names and colours in a classes.txt; distinct colours where it gives none.
 
     Raises:
-      RunError: it is missing, no text or empty, has a name twice or too many, or a colour is wrong.
+        RunError: it is missing, no text or empty, has a name twice or too many, or a colour is
+            wrong.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -91,16 +92,16 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Color, ...
             f"{path} has {len(lines)} classes: at most {IGNORE_LABEL} (0..{IGNORE_LABEL - 1}) fit "
             f"into 8 bits beside {IGNORE_LABEL} for void"
         )
-    names, palette = [], list(datasets.distinct_palette(len(lines)))
+    names, palette = [], list(datasets.make_distinct_palette(len(lines)))
     if lines[0].partition("\t")[0].strip().lower() == "background":
         palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
-        name, _, color = (part.strip() for part in line.partition("\t"))
+        name, _, colour = (part.strip() for part in line.partition("\t"))
         if name in names:
             raise RunError(f"{path} has the class {name!r} twice: give every class another name")
         names.append(name)
-        if color:
-            palette[i] = _color(color, path)
+        if colour:
+            palette[i] = _read_colour(colour, path)
         elif re.search(r"\S[ ,;]+\d+[ ,;]+\d+[ ,;]+\d+$", name):
             print(
                 f"warning: {path}: the whole line {name!r} is taken for a class' name: if it ends "
@@ -118,7 +119,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     """Reads a mask: uint8 [H, W], 0..classes-1 or 255.
 
     Raises:
-      RunError: it is no such PNG or holds other values.
+        RunError: it is no such PNG or holds other values.
     """
     values = read_index_png(path)
     wrong = np.unique(values[(values >= classes) & (values != IGNORE_LABEL)])
@@ -131,7 +132,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     return values
 
 
-def _color(text: str, path: Path) -> datasets.Color:
+def _read_colour(text: str, path: Path) -> datasets.Colour:
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) for part in parts if part.isdecimal()]
     if len(parts) != 3 or len(values) != 3 or max(values) > 255:
@@ -140,16 +141,20 @@ def _color(text: str, path: Path) -> datasets.Color:
     return red, green, blue
 
 
-def _folders(parent: Path) -> list[Path]:
+def _find_folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     return sorted(each for each in parent.iterdir() if each.is_dir() and each.name[0] != ".")
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
-    """Files with one of the suffixes, by path below `folder` without it; the others; none hidden.
+def _find_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[Path]]:
+    """Finds the files below a folder that are not hidden.
 
-    Raises RunError if two files differ in their suffix alone.
+    Returns:
+        Those with one of the suffixes, by their path below the folder without it; all others.
+
+    Raises:
+        RunError: two files differ in their suffix alone.
     """
     found: dict[str, Path] = {}
     others = []

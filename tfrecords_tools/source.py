@@ -9,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from official.errors import RunError
-from official.images import decode_image, orientation
-from official.records import explain
+from official.errors import RunError, explain
+from official.images import decode_image, encode_png, read_orientation
 
 # What Pillow raises for files that are no images, cut off or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -22,9 +21,9 @@ class Pair:
     """One image and where its labels come from.
 
     Attributes:
-      name: the image's path in the source directory, without suffix.
-      image: path of the image file.
-      label: path of the label file; None if there is no file for this image alone.
+        name: the image's path in the source directory, without suffix.
+        image: path of the image file.
+        label: path of the label file; None if there is no file for this image alone.
     """
 
     name: str
@@ -37,15 +36,15 @@ class Source:
     """A dataset as its makers publish it, found in a directory.
 
     Attributes:
-      class_names: one name per class.
-      palette: one (red, green, blue) per class.
-      splits: pairs per split, sorted; only the splits that are there.
-      read_label: pair -> uint8 [H, W], 0..classes-1 or 255; None for an image without labels, all
-        of which is void then.
-      published: number of images per split according to the makers, where they say one.
-      min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
-      turned_labels: label maps may have been drawn on photographs that a tool had turned as their
-        rotation mark says (a user's own). See `read_image`.
+        class_names: one name per class.
+        palette: one (red, green, blue) per class.
+        splits: pairs per split, sorted; only the splits that are there.
+        read_label: pair -> uint8 [H, W], 0..classes-1 or 255; None for an image without labels, all
+            of which is void then.
+        published: number of images per split according to the makers, where they say one.
+        min_foreground: images with fewer pixels of the classes 1, 2, ... are left out.
+        turned_labels: label maps may have been drawn on photographs that a tool had turned as their
+            rotation mark says (a user's own). See `read_image`.
     """
 
     class_names: tuple[str, ...]
@@ -58,7 +57,7 @@ class Source:
 
 
 def make_pair(image: Path, label: Path | None, source_dir: Path) -> Pair:
-    """The pair of these files, named after the image's path below `source_dir`."""
+    """Makes the pair of these files, named after the image's path below `source_dir`."""
     return Pair(image.relative_to(source_dir).with_suffix("").as_posix(), image, label)
 
 
@@ -70,7 +69,7 @@ def match(
     What has no partner, as in part of a download, is left out with a warning.
 
     Raises:
-      RunError: nothing has a partner.
+        RunError: nothing has a partner.
     """
     both = sorted(images.keys() & labels.keys())
     for ours, theirs, what in (
@@ -93,10 +92,10 @@ def read_index_png(path: Path) -> np.ndarray:
     the values 0 and 1, one of 16 bits may hold 0..255.
 
     Returns:
-      uint8 [H, W].
+        uint8 [H, W].
 
     Raises:
-      RunError: the file is damaged, of another kind, or holds values above 255.
+        RunError: the file is damaged, of another kind, or holds values above 255.
     """
     try:
         file = path.read_bytes()
@@ -126,12 +125,12 @@ class Photograph:
     """An image file; its pixels are decoded when somebody needs them.
 
     Attributes:
-      path: the file.
-      size: (height, width).
-      format: "png" or "jpeg", of the file.
-      mode: Pillow's mode of `pixels`, "RGB" or "L".
-      changes: in words, why a record cannot hold the file as it is; empty if it can.
-      marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
+        path: the file.
+        size: (height, width).
+        format: "png" or "jpeg", of the file.
+        mode: Pillow's mode of what `decode` gives, "RGB" or "L".
+        changes: in words, why a record cannot hold the file as it is; empty if it can.
+        marked: whether it has a rotation mark (EXIF orientation), which nobody here obeys.
     """
 
     path: Path
@@ -143,11 +142,11 @@ class Photograph:
     _file: bytes
     _opened: Image.Image
 
-    def pixels(self) -> Image.Image:
-        """The pixels that all readers see (official.images): RGB or grey with 8 bits per channel.
+    def decode(self) -> Image.Image:
+        """Decodes the pixels that all readers see: RGB or grey, 8 bits per channel.
 
         Raises:
-          RunError: the file is damaged.
+            RunError: the file is damaged.
         """
         try:
             rgb = decode_image(self._file).numpy()
@@ -158,13 +157,13 @@ class Photograph:
             ) from error
         return Image.fromarray(rgb if self.mode == "RGB" else np.ascontiguousarray(rgb[..., 0]))
 
-    def encoded(self) -> tuple[bytes, str]:
-        """The file's own bytes and format if a record can hold them, else a PNG of the pixels.
+    def encode(self) -> tuple[bytes, str]:
+        """Gives the file's own bytes and format if a record can hold them, else a new PNG.
 
         Raises:
-          RunError: the file is damaged.
+            RunError: the file is damaged.
         """
-        pixels = self.pixels()  # finds all damage that training would
+        pixels = self.decode()  # finds all damage that training would
         return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
 
     def _load(self) -> None:
@@ -185,18 +184,18 @@ def read_image(
     and label maps may have been drawn on turned photographs, nobody can tell: an error too.
 
     Args:
-      path: the file.
-      label_size: (height, width) of its label map, None if there is none.
-      turned_labels: whether label maps may have been drawn on turned photographs.
+        path: the file.
+        label_size: (height, width) of its label map, None if there is none.
+        turned_labels: whether label maps may have been drawn on turned photographs.
 
     Raises:
-      RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
-        may have been drawn on the turned image.
+        RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
+            may have been drawn on the turned image.
     """
     try:
         file = path.read_bytes()
         image = Image.open(io.BytesIO(file))
-        bits, mark = _bits(image, file), orientation(file)
+        bits, mark = _bits(image, file), read_orientation(file)
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     # MPO: a JPEG followed by others, which cameras and telephones write.
@@ -230,13 +229,6 @@ def read_image(
     )
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """Encodes as a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 def _unreadable(path: Path, error: Exception) -> RunError:
     # Pillow's own words for this one name an object in memory.
     what = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
@@ -244,6 +236,6 @@ def _unreadable(path: Path, error: Exception) -> RunError:
 
 
 def _bits(image: Image.Image, file: bytes) -> int:
-    """Bits per channel; Pillow's modes do not tell all of them."""
+    """Finds the bits per channel; Pillow's modes do not tell all of them."""
     # A PNG begins with 8 bytes, then its first chunk: length, "IHDR", width, height, bits.
     return file[24] if image.format == "PNG" else 8

@@ -7,7 +7,6 @@ say little about a pixel's class; shape, texture and context say it.
 
 import math
 import pathlib
-import shutil
 from collections.abc import Callable
 from functools import partial
 
@@ -16,7 +15,9 @@ import tqdm
 from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
-from official.errors import RunError, UsageError, run_app
+from official.command_line import run_app
+from official.errors import UsageError
+from official.files import write_directory_atomically
 from official.paths import define_path
 from tfrecords_tools.toy_street import CIRCLE, SIDEWALK, TERRAIN, Street
 
@@ -189,7 +190,7 @@ def photograph(street: Street) -> tuple[np.ndarray, np.ndarray]:
     """Takes the picture: halves the canvas, then contrast, light, exposure, colour cast, noise.
 
     Returns:
-      image uint8 [H, W, 3] and label ids uint8 [H, W].
+        image uint8 [H, W, 3] and label ids uint8 [H, W].
     """
     rng = street.rng
     labels = np.asarray(street.canvas)[::2, ::2, 3].copy()
@@ -215,13 +216,13 @@ def paint_scene(
     """Paints one scene; it depends on nothing but the arguments.
 
     Args:
-      seed: of the whole dataset, >= 0.
-      split: "train" or "val".
-      index: number of the scene in its split, >= 0.
-      size: (height, width) in pixels, each >= 32.
+        seed: of the whole dataset, >= 0.
+        split: "train" or "val".
+        index: number of the scene in its split, >= 0.
+        size: (height, width) in pixels, each >= 32.
 
     Returns:
-      image uint8 [H, W, 3] and Cityscapes label ids uint8 [H, W].
+        image uint8 [H, W, 3] and Cityscapes label ids uint8 [H, W].
     """
     rng = np.random.default_rng([seed, list(CITIES).index(split), index])
     street = Street(rng, size)
@@ -240,36 +241,21 @@ def write_dataset(
     """Writes leftImg8bit/ and gtFine/ below output_dir, all of it or nothing.
 
     Args:
-      output_dir: a directory that is empty or does not exist yet.
-      num_train: number of training scenes.
-      num_val: number of validation scenes.
-      size: (height, width) in pixels, each >= 32.
-      seed: equal seeds give identical files, >= 0.
+        output_dir: a directory that is empty or does not exist yet.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        size: (height, width) in pixels, each >= 32.
+        seed: equal seeds give identical files, >= 0.
 
     Raises:
-      RunError: output_dir is not empty, or something could not be written; then nothing is there.
+        RunError: output_dir is not empty, or something could not be written; then nothing is there.
     """
-    target = pathlib.Path(output_dir).absolute()
-    # It takes the target's name when it is complete; what a killed run has left is removed.
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise RunError(
-                f"{target} exists and is not an empty directory: choose another --output_dir"
-            )
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with write_directory_atomically(output_dir, "--output_dir") as directory:
         for split, count in (("train", num_train), ("val", num_val)):
             for index in tqdm.trange(count, desc=split, unit="scene", disable=None):
                 image, labels = paint_scene(seed, split, index, size)
-                _save(image, unfinished / "leftImg8bit" / split, index, "leftImg8bit")
-                _save(labels, unfinished / "gtFine" / split, index, "gtFine_labelIds")
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                _save(image, directory / "leftImg8bit" / split, index, "leftImg8bit")
+                _save(labels, directory / "gtFine" / split, index, "gtFine_labelIds")
     print(f"wrote {num_train} training and {num_val} validation scenes to {output_dir}")
 
 

@@ -73,12 +73,13 @@ class Street:
     """One street: what is fixed for the whole scene, and how each thing is painted.
 
     Attributes:
-      rng: all randomness of the scene, in the order of the calls.
-      height, width: of the canvas in canvas pixels: twice the picture's.
-      half: the road's half width in metres.
-      sun: where the sun stands: -1 far left, 1 far right. sunny: 0 (overcast) .. 1 (hard shadows).
-      leaf: this street's foliage colour.
-      canvas: RGBA; the fourth channel is the label id.
+        rng: all randomness of the scene, in the order of the calls.
+        height, width: of the canvas in canvas pixels: twice the picture's.
+        half: the road's half width in metres.
+        sun: where the sun stands: -1 far left, 1 far right. sunny: 0 (overcast) .. 1 (hard
+            shadows).
+        leaf: this street's foliage colour.
+        canvas: RGBA; the fourth channel is the label id.
     """
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
@@ -189,9 +190,9 @@ class Street:
         """Paints everything below the horizon.
 
         Args:
-          bands: what lies beside the road, per side (-1 left, 1 right), from the inside out:
-            (distance from the axis in metres where it begins, label).
-          shade: float32 [height, width], 0 in the light .. 1 in full shadow.
+            bands: what lies beside the road, per side (-1 left, 1 right), from the inside out:
+                (distance from the axis in metres where it begins, label).
+            shade: float32 [height, width], 0 in the light .. 1 in full shadow.
         """
         top = max(0, int(self.horizon - abs(self.roll) * self.width / 2))
         row = np.arange(top, self.height, dtype=np.float32)[:, None]

@@ -28,13 +28,13 @@ def open_source(source_dir: Path) -> Source:
     A split without a list, or without any of its images, is skipped with a line.
 
     Raises:
-      RunError: there is no split, or a split without any image or label that its list names.
+        RunError: there is no split, or a split without any image or label that its list names.
     """
     root = find_root(source_dir)
-    images, labels = image_files(root), files(root / "SegmentationClass", ".png")
+    images, labels = find_images(root), find_by_suffix(root / "SegmentationClass", ".png")
     splits = {}
     for split in PUBLISHED:
-        path = list_path(root, split)
+        path = find_list(root, split)
         if not path.is_file():
             print(f"{split}: skipped, no {path.relative_to(root)}")
             continue
@@ -42,9 +42,9 @@ def open_source(source_dir: Path) -> Source:
         if images.keys().isdisjoint(names):
             print(f"{split}: skipped, no image of {path.relative_to(root)} in JPEGImages")
             continue
-        names = listed(names, images, path, root / "JPEGImages" / "*.jpg")
+        names = keep_listed(names, images, path, root / "JPEGImages" / "*.jpg")
         if split != "test":
-            names = listed(names, labels, path, root / "SegmentationClass" / "*.png")
+            names = keep_listed(names, labels, path, root / "SegmentationClass" / "*.png")
         splits[split] = [
             make_pair(images[name], None if split == "test" else labels[name], root)
             for name in names
@@ -62,7 +62,7 @@ def read_label(pair: Pair) -> np.ndarray | None:
 
 
 def find_root(source_dir: Path) -> Path:
-    """The folder VOC2012. Raises RunError if it is not there."""
+    """Finds the folder VOC2012. Raises RunError if it is not there."""
     for root in (source_dir / "VOCdevkit" / "VOC2012", source_dir / "VOC2012", source_dir):
         if (root / "ImageSets" / "Segmentation").is_dir():
             return root
@@ -72,16 +72,16 @@ def find_root(source_dir: Path) -> Path:
     )
 
 
-def list_path(root: Path, split: str) -> Path:
-    """The file that lists the images of a split."""
+def find_list(root: Path, split: str) -> Path:
+    """Gives the path of the file that lists the images of a split."""
     return root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list of images, sorted, each once.
+    """Reads the names in a list of images, sorted, each once.
 
     Raises:
-      RunError: the file is missing, empty or no text.
+        RunError: the file is missing, empty or no text.
     """
     try:
         names = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
@@ -92,27 +92,29 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def files(folder: Path, suffix: str) -> dict[str, Path]:
-    """The files of a folder that end in `suffix`, by their names without it."""
+def find_by_suffix(folder: Path, suffix: str) -> dict[str, Path]:
+    """Finds the files of a folder that end in `suffix`, by their names without it."""
     return {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
 
 
-def image_files(root: Path) -> dict[str, Path]:
-    """VOC's images by name, those that are not for segmentation too."""
-    return files(root / "JPEGImages", ".jpg")
+def find_images(root: Path) -> dict[str, Path]:
+    """Finds all of VOC's images by name, not only those of the segmentation task."""
+    return find_by_suffix(root / "JPEGImages", ".jpg")
 
 
-def listed(names: Sequence[str], there: Collection[str], listed_in: Path, where: Path) -> list[str]:
-    """Those of the names that have a file; a warning says which first one has none, and how many.
+def keep_listed(
+    names: Sequence[str], there: Collection[str], listed_in: Path, where: Path
+) -> list[str]:
+    """Keeps those of the names that have a file, and warns of the others: the first, and how many.
 
     Args:
-      names: the names in the list.
-      there: the names that have a file.
-      listed_in: the list.
-      where: path of such a file, with * for the name.
+        names: the names in the list.
+        there: the names that have a file.
+        listed_in: the list.
+        where: path of such a file, with * for the name.
 
     Raises:
-      RunError: none has a file.
+        RunError: none has a file.
     """
     missing = sorted(set(names) - set(there))
     if missing:

@@ -34,18 +34,18 @@ def open_source(source_dir: Path) -> Source:
     """Finds VOC as voc2012.open_source does, and SBD.
 
     Raises:
-      RunError: VOC's train split, its list val or SBD is missing, or some of a split's files.
+        RunError: VOC's train split, its list val or SBD is missing, or some of a split's files.
     """
     voc, root = voc2012.open_source(source_dir), voc2012.find_root(source_dir)
     if "train" not in voc.splits:
         raise RunError(f"train_aug needs VOC's train split, which {root} does not hold")
     train = voc.splits["train"]
     not_of_sbd = {pair.image.stem for pair in train}
-    not_of_sbd.update(voc2012.read_list(voc2012.list_path(root, "val")))
+    not_of_sbd.update(voc2012.read_list(voc2012.find_list(root, "val")))
 
     folder, labels = _find_sbd(source_dir, root)
     labels = {name: path for name, path in labels.items() if name not in not_of_sbd}
-    images = {name: path for name, path in voc2012.image_files(root).items() if name in labels}
+    images = {name: path for name, path in voc2012.find_images(root).items() if name in labels}
     sbd = match(images, labels, root, "")
     print(f"train_aug: {len(train)} images with VOC's labels, {len(sbd)} with those of {folder}")
     splits = {"train_aug": sorted(train + sbd, key=lambda pair: pair.name), **voc.splits}
@@ -71,13 +71,13 @@ def read_label(pair: Pair) -> np.ndarray | None:
 
 
 def _find_sbd(source_dir: Path, root: Path) -> tuple[Path, dict[str, Path]]:
-    """The folder of SBD's labels, and its label files by name."""
+    """Finds the folder of SBD's labels, and its label files by name."""
     for depth in range(4):
         for folder in sorted(source_dir.glob("*/" * depth + "cls")):
             if (folder.parent / "train.txt").is_file():
-                return folder, _listed_mat_files(folder)
+                return folder, _find_mat_files(folder)
     folder = root / "SegmentationClassAug"
-    labels = voc2012.files(folder, ".png")
+    labels = voc2012.find_by_suffix(folder, ".png")
     if not labels:
         raise RunError(
             f"train_aug needs SBD, but {source_dir} holds neither its folder cls with train.txt "
@@ -86,9 +86,9 @@ def _find_sbd(source_dir: Path, root: Path) -> tuple[Path, dict[str, Path]]:
     return folder, labels
 
 
-def _listed_mat_files(folder: Path) -> dict[str, Path]:
-    files, listed = voc2012.files(folder, ".mat"), {}
+def _find_mat_files(folder: Path) -> dict[str, Path]:
+    files, listed = voc2012.find_by_suffix(folder, ".mat"), {}
     for path in (folder.parent / "train.txt", folder.parent / "val.txt"):
-        names = voc2012.listed(voc2012.read_list(path), files, path, folder / "*.mat")
+        names = voc2012.keep_listed(voc2012.read_list(path), files, path, folder / "*.mat")
         listed.update({name: files[name] for name in names})
     return listed

@@ -194,7 +194,7 @@ def measure(settings: Mapping[str, Any], metric: str) -> CostTable:
             if metric == "latency":
                 value = max(0.0, _milliseconds(function, inputs) - idle)
             else:
-                value = model_cost.multiply_adds(function, inputs) / 1e9
+                value = model_cost.count_multiply_adds(function, inputs) / 1e9
             pieces[_name(key)] = value
             progress.advance()
     return CostTable(metric, settings, pieces)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from official import distribution, input_pipeline
 from official.errors import UsageError
-from official.evaluation import Logits, split_evaluator
+from official.evaluation import Logits, make_split_evaluator
 from official.preprocessing import RANDOM_SCALES
 from official.records import Description, read_description
 from official.training_loop import Row
@@ -58,6 +58,7 @@ class Batches:
         batch_size: images on all replicas together.
         crop_size: (height, width) of a crop in pixels.
         train_split: the name of the split that they are of.
+        resize_longer_side: to so many pixels each image is resized first; None: to none.
         random_scale, random_crop, random_flip: what is drawn anew for each image.
         cache_data: whether decoded images are kept in memory.
     """
@@ -65,6 +66,7 @@ class Batches:
     batch_size: int
     crop_size: tuple[int, int]
     train_split: str = "train"
+    resize_longer_side: int | None = None
     random_scale: bool = True
     random_crop: bool = True
     random_flip: bool = True
@@ -75,13 +77,14 @@ class Batches:
         return RANDOM_SCALES if self.random_scale else (1.0,)
 
     def options(self) -> dict[str, Any]:
-        """The same as arguments of input_pipeline.distributed_batches."""
+        """The same as arguments of input_pipeline.distribute_batches."""
         return {
             "batch_size": self.batch_size,
             "crop_size": tuple(self.crop_size),
             "scales": self.scales(),
             "random_crop": self.random_crop,
             "flip": self.random_flip,
+            "resize_longer_side": self.resize_longer_side,
             "cache": self.cache_data,
         }
 
@@ -219,6 +222,7 @@ def check_training_data(
         batches.train_split,
         (batches.crop_size[0], batches.crop_size[1]),
         batches.scales(),
+        batches.resize_longer_side,
     )
     description.split(data.eval_split)
 
@@ -231,7 +235,9 @@ def validation(
     max_images: int | None,
 ) -> Callable[[], Row]:
     """A function that evaluates the model as it is now, in the words of history.jsonl."""
-    evaluate = split_evaluator(model, description, split, strategy=strategy, max_images=max_images)
+    evaluate = make_split_evaluator(
+        model, description, split, strategy=strategy, max_images=max_images
+    )
 
     def row() -> Row:
         metrics, _ = evaluate()

@@ -18,7 +18,7 @@ from auto_deeplab.modes.model_dir import (
 from auto_deeplab.runs import run_record
 from official import confusion_matrix
 from official.errors import UsageError
-from official.evaluation import class_table, split_evaluator, write_metrics
+from official.evaluation import format_class_table, make_split_evaluator, write_metrics
 from official.files import make_directory
 from official.records import Description
 from official.sizes import Sizes
@@ -72,7 +72,7 @@ def evaluate(
     warn_of_scale(record, description)
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)
-    evaluate_split = split_evaluator(
+    evaluate_split = make_split_evaluator(
         logits_of(network),
         description,
         data.eval_split,
@@ -82,7 +82,7 @@ def evaluate(
         flip=views.eval_flip,
     )
     metrics, counts = evaluate_split()
-    say(class_table(metrics))
+    say(format_class_table(metrics))
     name = name_evaluation(
         split=data.eval_split,
         other_data=None if is_trained_on(record, description) else data.data_dir,
@@ -152,9 +152,10 @@ def name_files(model_dir: str, output: str | None, name: str) -> tuple[str, str,
 
 def warn_of_scale(record: run_record.Record, description: Description) -> None:
     """Says so if the data to evaluate on have another scale than those of the training."""
-    scale, own = record.get(run_record.SCALE), Sizes.of(description.options)
-    if scale is not None and Sizes.of(scale) != own:
+    scale, own = record.get(run_record.SCALE), Sizes.from_options(description.options)
+    if scale is not None and Sizes.from_options(scale) != own:
         say(
             f"warning: --data_dir={description.data_dir} has {own}, the network was trained on "
-            f"{Sizes.of(scale)}: evaluated as they are, things have another size than it knows"
+            f"{Sizes.from_options(scale)}: evaluated as they are, things have another size than it "
+            "knows"
         )

@@ -86,6 +86,7 @@ USED: dict[str, tuple[str, ...]] = {
     "deterministic": _RUNNING,
     "crop_size": _SHAPE,
     "batch_size": _LEARNING,
+    "resize_longer_side": _LEARNING,
     "random_scale": _LEARNING,
     "random_crop": _LEARNING,
     "random_flip": _LEARNING,
@@ -135,7 +136,7 @@ USED: dict[str, tuple[str, ...]] = {
 }
 """Flag -> the modes that use it. To any other mode it is an error (mode_flags.check)."""
 
-AUGMENTATION = ("crop_size", "random_scale", "random_crop", "random_flip")
+AUGMENTATION = ("crop_size", "resize_longer_side", "random_scale", "random_crop", "random_flip")
 SEARCH_IDENTITY = (
     *("seed", "train_split", "batch_size", *AUGMENTATION, "epochs", "alpha_start_epoch"),
     *("learning_rate", "min_learning_rate", "weight_decay", "gradient_clip_norm"),
@@ -240,16 +241,19 @@ _plain_path(
 flags.DEFINE_integer(
     "seed",
     0,
-    "The seed of everything random: initial values, halves, order, augmentation, drop path.",
+    "Where the random numbers begin: of first weights, the halves of a search's data, the order of "
+    "images, augmentation, dropout and drop path. Runs with the same seed and flags draw the same "
+    "ones.",
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
 flags.DEFINE_integer(
     "num_classes",
     None,
-    "The number of classes: of shards of DeepLab's own scripts, which do not say it, and of the "
-    "network that profile counts without --model_dir. Other data, and runs, know their own, which "
-    "must be this one then.",
+    "C, the number of classes: labels are 0 to C - 1, or void. Give it for shards that DeepLab's "
+    "own scripts wrote, which do not say it, and for a network that profile counts without "
+    "--model_dir. All other data and runs know it: leave it away there, as another number is an "
+    "error.",
 )
 flags.DEFINE_integer(
     "ignore_label",
@@ -329,6 +333,13 @@ _list(
     "SIDE or HEIGHT,WIDTH",
 )
 _count("batch_size", None, "The number of images in a step, on all devices together.")
+_count(
+    "resize_longer_side",
+    None,
+    "Resizes each training image so that its longer side has so many pixels, small ones too, "
+    "before it is scaled and cropped. Evaluation takes images as they are. Without it none is "
+    "resized.",
+)
 flags.DEFINE_bool(
     "random_scale", True, "Scales each training image by one of 0.5, 0.75, ..., 2, drawn anew."
 )

@@ -14,7 +14,8 @@ from auto_deeplab.modes.flag_definitions import CONFIGS, DEFAULTS, MODES, NEEDED
 from auto_deeplab.runs.run_record import FLAGS_FILE, GENOTYPE, OtherRunError
 from auto_deeplab.space.genotype import PRESET_PATHS
 from official import command_help
-from official.errors import TRACEBACK, UsageError
+from official.command_line import TRACEBACK
+from official.errors import UsageError
 from official.flagfiles import Located
 
 COMMAND = "python auto_deeplab/train.py"
@@ -38,7 +39,7 @@ def check(arguments: Sequence[Located], values: flags.FlagValues) -> None:
     """Checks that the mode uses all flags that are given, and has all that it needs.
 
     Args:
-        arguments: the command line, as of flagfiles.located.
+        arguments: the command line, as of flagfiles.locate.
         values: the flags, parsed from it; --mode is given.
 
     Raises:
@@ -205,9 +206,9 @@ def _help_of_mode(mode: str, values: flags.FlagValues) -> str:
         if flag.name in NEEDED[mode]:
             heading = "Needed"
         decided = DEFAULTS.get(mode, {}).get(flag.name)
-        default = None if decided is None else command_help.value_text(decided)
-        groups[heading].append(command_help.described(flag, default))
-    return command_help.text(words, groups)
+        default = None if decided is None else command_help.format_value(decided)
+        groups[heading].append(command_help.describe_flag(flag, default))
+    return command_help.format_help(words, groups)
 
 
 def _help_of_all(values: flags.FlagValues) -> str:
@@ -225,13 +226,13 @@ def _help_of_all(values: flags.FlagValues) -> str:
         heading = f"Of {_listed(modes)}" if modes in GROUPS else several
         used_by = "all modes" if modes == tuple(MODES) else _listed(modes)
         default = ", ".join(
-            f"{command_help.value_text(decided[flag.name])} ({mode})"
+            f"{command_help.format_value(decided[flag.name])} ({mode})"
             for mode, decided in DEFAULTS.items()
             if flag.name in decided
         )
         more = f"Used by {used_by}." if heading == several else ""
-        groups[heading].append(command_help.described(flag, default or None, more))
-    return command_help.text(words, groups)
+        groups[heading].append(command_help.describe_flag(flag, default or None, more))
+    return command_help.format_help(words, groups)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def write_record(
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
-        run_record.SCALE: Sizes.of(description.options).options(),
+        run_record.SCALE: Sizes.from_options(description.options).to_options(),
     }
     run_record.write(model_dir, mode, identity, facts)
     if flagfile is not None:
@@ -213,9 +213,9 @@ def choose_scale(
     Raises:
         UsageError: nobody can tell how the data's scale becomes the network's.
     """
-    data = Sizes.of(description.options if description else {})
-    known = Sizes.of(record[run_record.SCALE]) if run_record.SCALE in record else data
-    sizes = Sizes(predict_scale) if predict_scale else known.after(data)
+    data = Sizes.from_options(description.options if description else {})
+    known = Sizes.from_options(record[run_record.SCALE]) if run_record.SCALE in record else data
+    sizes = Sizes(predict_scale) if predict_scale else known.compute_rest(data)
     if sizes is None:
         assert description  # a user's own pictures come to any scale
         raise UsageError(

@@ -14,9 +14,9 @@ from auto_deeplab.modes.model_dir import (
 )
 from official import prediction
 from official.errors import UsageError
-from official.prediction import picture_files, split_images
+from official.prediction import open_pictures, open_split
 from official.records import Description
-from official.submission import Submission, new_submission
+from official.submission import Submission, make_submission
 
 
 def predict(
@@ -65,13 +65,13 @@ def predict(
         check_classes(record, model_dir, description)
         class_names, palette = description.class_names, description.palette
     split = data.eval_split if data and description else "test"
-    form = make_submission(submission, class_names, split, description)
+    form = choose_submission(submission, class_names, split, description)
     sizes = choose_scale(record, model_dir, predict_scale, description)
     if description:
-        found = split_images(description, split)
+        found = open_split(description, split)
     else:
         assert pictures  # so was checked
-        found = picture_files(pictures, output_dir)
+        found = open_pictures(pictures, output_dir)
     network, _, _ = load_network(model_dir, checkpoint, strategy)
     done = prediction.predict(
         logits_of(network),
@@ -88,7 +88,7 @@ def predict(
     return done
 
 
-def make_submission(
+def choose_submission(
     form: str | None, class_names: Sequence[str], split: str, description: Description | None
 ) -> Submission | None:
     """The form of that name; None for None.
@@ -107,4 +107,4 @@ def make_submission(
                 f"--submission={form} needs images of their own size, but those in "
                 f"--data_dir={description.data_dir} were converted with --{name}={value}"
             )
-    return new_submission(form, class_names, split)
+    return make_submission(form, class_names, split)

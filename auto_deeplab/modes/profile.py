@@ -35,7 +35,7 @@ def profile(
         crop_size: height and width of the image.
 
     Returns:
-        the same as plain data; see model_cost.summary.
+        the same as plain data; see model_cost.summarize.
 
     Raises:
         UsageError, RunError: something is missing, damaged or of another kind.
@@ -60,7 +60,7 @@ def profile(
     size = crop_size[0], crop_size[1]
     parts = model_cost.count(new_network(architecture, options, num_classes), size)
     print(model_cost.format_table(parts, size))
-    return model_cost.summary(parts, size)
+    return model_cost.summarize(parts, size)
 
 
 @dataclass(frozen=True)

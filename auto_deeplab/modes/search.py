@@ -270,7 +270,7 @@ def search(
         }
 
     def stream(number: int, first_step: int) -> Iterator[Any]:
-        return input_pipeline.distributed_batches(
+        return input_pipeline.distribute_batches(
             *(strategy, description, batches.train_split),
             start_step=max(0, start_step - first_step),
             records=halves[number],
@@ -302,7 +302,7 @@ def search(
         return None
     genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
     say(
-        summary.summarise_search(
+        summary.summarize_search(
             rows,
             genotype,
             seconds=time.monotonic() - began,

@@ -197,7 +197,7 @@ def train(
         *(logits_of(averaged or trained), description, data.eval_split),
         *(strategy, reports.max_eval_images),
     )
-    stream = input_pipeline.distributed_batches(
+    stream = input_pipeline.distribute_batches(
         *(strategy, description, batches.train_split),
         start_step=start_step,
         seed=seed,
@@ -224,7 +224,7 @@ def train(
         figures.draw_history(rows, run_record.figure(model_dir, "history"))
         say(f"trained: {store.latest()}")
         places = {"model_dir": model_dir, "data_dir": data.data_dir}
-        say(summary.summarise_training(rows, seconds=time.monotonic() - began, **places))
+        say(summary.summarize_training(rows, seconds=time.monotonic() - began, **places))
 
 
 def choose_genotype(model_dir: str, genotype: str | None) -> Genotype:

@@ -38,7 +38,7 @@ class Retrain:
         hard_mining_steps: the share falls from 1 to top_k_pixels over so many steps; 0: at once.
         averaged: a second network, built with the same arguments, whose variables become the moving
             averages of the first one's; None: no averages.
-        ema_decay: in [0, 1), of the averages; see averaging.decay_at.
+        ema_decay: in [0, 1), of the averages; see averaging.compute_decay.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
             backward passes, for which the network's BN must not be synchronised.
     """
@@ -100,7 +100,7 @@ class Retrain:
             averaging.update(
                 self.averaged.variables,
                 self.network.variables,
-                averaging.decay_at(self._ema_decay, step),
+                averaging.compute_decay(self._ema_decay, step),
                 self._strategy,
             )
         return self._strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)

@@ -18,7 +18,7 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.search_space import stride
 from official.datasets import CITYSCAPES_LABEL_IDS, CITYSCAPES_NAMES, CITYSCAPES_PALETTE
 from official.drawing import draw_overlay
-from official.progress import duration
+from official.progress import format_duration
 
 SCENES, ANSWERS = 3, 4  # how many scenes, and how many predictions, are shown
 VOID = (0, 0, 0)
@@ -81,7 +81,7 @@ def write(
 
     def time_of(*names: str) -> str:
         known = [seconds[name] for name in names if name in seconds]
-        return duration(sum(known)) if known else ""
+        return format_duration(sum(known)) if known else ""
 
     def commands_of(*names: str) -> str:
         return page.commands(*(commands[name] for name in names))
@@ -321,10 +321,10 @@ def _show_classes(metrics: Mapping[str, Any]) -> str:
 def _show_times(seconds: Mapping[str, float], commands: Mapping[str, str]) -> str:
     longest = max(seconds.values(), default=1) or 1
     rows = [
-        [html.escape(name), page.bar(seconds[name] / longest), duration(seconds[name])]
+        [html.escape(name), page.bar(seconds[name] / longest), format_duration(seconds[name])]
         for name in commands
         if name in seconds
     ]
     return page.table(
-        ["stage", "", "time"], rows, total=["all", "", duration(sum(seconds.values()))]
+        ["stage", "", "time"], rows, total=["all", "", format_duration(sum(seconds.values()))]
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from auto_deeplab.space.genotype import Genotype
-from official.progress import duration
+from official.progress import format_duration
 
 CLEARLY = 1.5
 """An architecture is called close to random while the spread of its logits is below CLEARLY times
@@ -18,7 +18,7 @@ what chance alone gives (`chance_spread`). At 1.5 times, noise may still be 1 / 
 their variance; the spread of pure noise itself varies by a tenth from one search to the next."""
 
 
-def summarise_search(
+def summarize_search(
     rows: Sequence[Mapping[str, Any]],
     genotype: Genotype,
     *,
@@ -46,7 +46,7 @@ def summarise_search(
     alpha, beta = (np.asarray(genotype.meta[name]) for name in ("alpha", "beta"))
     edges, nodes = alpha.reshape(-1, alpha.shape[-1]), _rows_of_beta(beta)
     lines = [
-        f"search: done in {duration(seconds)}",
+        f"search: done in {format_duration(seconds)}",
         *_describe_miou(rows, "val mIoU of the super-net"),
         f"alpha: {_describe_certainty(edges, 'an edge', 'operation')}",
         f"beta: {_describe_certainty(nodes, 'a node', 'outgoing edge')}",
@@ -67,7 +67,7 @@ def summarise_search(
     return "\n".join(lines)
 
 
-def summarise_training(
+def summarize_training(
     rows: Sequence[Mapping[str, Any]], *, seconds: float, model_dir: str, data_dir: str
 ) -> str:
     """Says the time, the best and last mIoU, and the command that evaluates.
@@ -79,7 +79,7 @@ def summarise_training(
     """
     flags = ("--mode=eval", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     lines = [
-        f"train: done in {duration(seconds)}",
+        f"train: done in {format_duration(seconds)}",
         *_describe_miou(rows, "val mIoU"),
         f"next, all images and all classes: {_next_command(*flags)}",
     ]

@@ -83,7 +83,7 @@ def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Netw
     check_genotype(genotype, path)
     identity = record["identity"]
     network = new_network(genotype, identity, len(record["class_names"]))
-    network.sizes = Sizes.of(record.get(run_record.SCALE, {}))
+    network.sizes = Sizes.from_options(record.get(run_record.SCALE, {}))
     group = "average" if identity.get("ema_decay") else "weights"
     return network, checkpoints.restore(path, {group: network.variables}), path
 

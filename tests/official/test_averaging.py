@@ -32,7 +32,7 @@ def averages_by_training(strategy, decay, values):
             distribution.assign(trained, [tf.cast(value, tf.float32) for value in new])
 
         strategy.run(replica_step)
-        averaging.update(averages, trained, averaging.decay_at(decay, number), strategy)
+        averaging.update(averages, trained, averaging.compute_decay(decay, number), strategy)
 
     for number, new in enumerate(values[1:]):
         step(tf.constant(number), *map(tf.constant, new))
@@ -42,7 +42,7 @@ def averages_by_training(strategy, decay, values):
 def test_decay_at_exact_steps():
     # (1 + t) / (10 + t): 1/10, 2/11, 5/14, ..., up to the decay; 0.9 is passed at t = 80.
     actual = [
-        float(averaging.decay_at(0.9, tf.constant(step))) for step in (0, 1, 4, 79, 81, 10**6)
+        float(averaging.compute_decay(0.9, tf.constant(step))) for step in (0, 1, 4, 79, 81, 10**6)
     ]
     np.testing.assert_allclose(actual, [0.1, 2 / 11, 5 / 14, 80 / 89, 0.9, 0.9], rtol=1e-6)
 

@@ -12,8 +12,8 @@ def test_cityscapes_has_19_classes_of_34_label_ids():
     assert max(ids) < datasets.CITYSCAPES_NUM_LABEL_IDS == 34
 
 
-def test_voc_colors_are_those_of_the_development_kit():
-    palette = datasets.voc_palette(256)
+def test_voc_colours_are_those_of_the_development_kit():
+    palette = datasets.make_voc_palette(256)
     assert len(datasets.VOC_NAMES) == 21 and palette[:21] == datasets.VOC_PALETTE
     assert len(set(palette)) == 256
     # Typed from the kit's documentation of its label images.
@@ -29,7 +29,7 @@ def test_ade20k_has_the_150_classes_of_the_scene_parsing_benchmark():
     names, palette = datasets.ADE20K_NAMES, datasets.ADE20K_PALETTE
     assert len(names) == len(set(names)) == len(palette) == 150
     # Typed from objectInfo150.txt, which counts from 1, with the colours of color150.
-    for number, name, color in (
+    for number, name, colour in (
         (1, "wall", (120, 120, 120)),
         (3, "sky", (6, 230, 230)),
         (13, "person", (150, 5, 61)),
@@ -41,7 +41,7 @@ def test_ade20k_has_the_150_classes_of_the_scene_parsing_benchmark():
         (139, "ashcan", (173, 0, 255)),
         (150, "flag", (92, 0, 255)),
     ):
-        assert names[number - 1] == name and palette[number - 1] == color
+        assert names[number - 1] == name and palette[number - 1] == colour
     # Two classes share a colour, as published.
     assert palette[names.index("road")] == palette[names.index("skyscraper")] == (140, 140, 140)
     assert len(set(palette)) == 149
@@ -57,7 +57,7 @@ def test_cielab_of_known_colours():
         (0, 0, 255): (32.30, 79.19, -107.86),
         (119, 119, 119): (50.03, 0, 0),
     }
-    found = datasets.cielab(np.array(list(known)))
+    found = datasets.convert_to_cielab(np.array(list(known)))
     np.testing.assert_allclose(found, list(known.values()), atol=0.05)
 
 
@@ -69,12 +69,12 @@ def test_cielab_of_known_colours():
     [(8, 2 * 10 * 2.3), (20, 2 * 6 * 2.3), (256, 2 * 2 * 2.3)],
 )
 def test_distinct_colours_are_far_apart(classes, least):
-    lab = datasets.cielab(np.array(datasets.distinct_palette(classes)))
+    lab = datasets.convert_to_cielab(np.array(datasets.make_distinct_palette(classes)))
     distances = np.linalg.norm(lab[:, np.newaxis] - lab, axis=-1)
     assert distances[~np.eye(classes, dtype=bool)].min() >= least
 
 
 def test_distinct_colours_do_not_depend_on_how_many_are_asked_for():
-    palette = datasets.distinct_palette(256)
-    assert len(palette) == 256 and datasets.distinct_palette(11) == palette[:11]
-    assert all(type(value) is int and 0 <= value <= 255 for color in palette for value in color)
+    palette = datasets.make_distinct_palette(256)
+    assert len(palette) == 256 and datasets.make_distinct_palette(11) == palette[:11]
+    assert all(type(value) is int and 0 <= value <= 255 for colour in palette for value in colour)

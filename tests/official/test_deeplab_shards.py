@@ -12,10 +12,10 @@ import tensorflow as tf
 from PIL import Image
 
 from official import datasets
-from official.deeplab_shards import find_shards, image_size
+from official.deeplab_shards import find_shards, read_image_size
 from official.errors import RunError, UsageError
 from official.images import decode_image, decode_label
-from official.input_pipeline import eval_images, train_batches
+from official.input_pipeline import make_train_batches, read_eval_images
 from official.records import parse_example, read_description
 from tests.deeplab_shards import SIZES, encoded, example, serialized, write_shards
 from tfrecords_tools import browse, class_weights
@@ -57,20 +57,20 @@ def test_names_of_shards(tmp_path, split, suffix):
 
 
 @pytest.mark.parametrize(
-    ("classes", "first", "last", "color"),
+    ("classes", "first", "last", "colour"),
     [
         (19, "road", "bicycle", (119, 11, 32)),
         (21, "background", "tvmonitor", (0, 64, 128)),
         (150, "wall", "flag", (92, 0, 255)),
         (151, "void", "flag", (92, 0, 255)),
-        (6, "class 0", "class 5", datasets.distinct_palette(6)[-1]),
+        (6, "class 0", "class 5", datasets.make_distinct_palette(6)[-1]),
     ],
 )
-def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, color):
+def test_names_and_colours_follow_the_number_of_classes(data, classes, first, last, colour):
     description = read_description(str(data), classes)
     assert len(description.class_names) == len(description.palette) == classes
     assert (description.class_names[0], description.class_names[-1]) == (first, last)
-    assert description.palette[-1] == color
+    assert description.palette[-1] == colour
 
 
 def test_fingerprint_follows_what_is_there_not_where(data, tmp_path):
@@ -91,7 +91,7 @@ def test_sizes_are_those_of_the_records_and_no_image_is_read():
     features |= {"image/height": [123], "image/width": [4567], "image/encoded": [b"no image"]}
     for order in (1, -1):
         record = serialized(dict(list(features.items())[::order]))
-        assert image_size(b"xx" + record + b"yy", 2, 2 + len(record)) == (123, 4567)
+        assert read_image_size(b"xx" + record + b"yy", 2, 2 + len(record)) == (123, 4567)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg"])
@@ -102,14 +102,14 @@ def test_sizes_that_no_record_tells_are_those_of_the_image(image_format, key, va
     if value is None:
         del features[key]
     record = serialized(features)
-    assert image_size(record, 0, len(record)) == SIZES[1]
+    assert read_image_size(record, 0, len(record)) == SIZES[1]
 
 
 def test_no_length_leads_out_of_the_record():
     record = serialized(example(0))
     for broken in (b"\x0a\x7f", b"\x0a\xff", b"\x0a\x03\x0a\x7f\x0a", record[:-1], record[:40]):
         with pytest.raises(ValueError, match=r"it is no tf\.Example"):
-            image_size(broken, 0, len(broken))
+            read_image_size(broken, 0, len(broken))
 
 
 def test_what_is_no_record_is_named(data):
@@ -199,7 +199,7 @@ def test_images_reach_the_network_and_its_judge(data):
     description = read_description(str(data), 21)
     images = {
         element["filename"][0].numpy().decode(): element
-        for element in eval_images(description, "val")
+        for element in read_eval_images(description, "val")
     }
     assert set(images) == {f"2007_{i:06d}" for i in (5, 6, 7)}
     for i in (5, 6, 7):
@@ -216,7 +216,7 @@ def test_images_reach_the_network_and_its_judge(data):
 
 
 def batches(description):
-    return train_batches(
+    return make_train_batches(
         *(description, "train"),
         seed=0,
         batch_size=2,
@@ -236,7 +236,7 @@ def test_images_without_label_are_void_everywhere(tmp_path, absent, ignore_label
             features["image/segmentation/class/encoded"] = [b""]
     write_shards(tmp_path, "train", examples, count=1)
     description = read_description(str(tmp_path), 21, ignore_label)
-    for i, element in enumerate(eval_images(description, "train")):
+    for i, element in enumerate(read_eval_images(description, "train")):
         assert np.array_equal(element["label"][0], np.full(SIZES[i], ignore_label))
         assert element["label"].dtype == tf.uint8
     batch = next(iter(batches(description)))
@@ -255,14 +255,14 @@ def test_void_may_be_a_number_below_the_classes(tmp_path):
     write_shards(tmp_path, "train", [features, features], count=1)
     description = read_description(str(tmp_path), 151, 0)
     assert description.ignore_label == 0 and description.class_names[1] == "wall"
-    (element, _) = eval_images(description, "train")
+    (element, _) = read_eval_images(description, "train")
     assert np.array_equal(element["label"][0], labels)
     batch = next(iter(batches(description)))
     assert np.count_nonzero(batch["label"]) == 2 * 4
 
 
 def test_labels_that_are_no_classes_are_named(data):
-    dataset = eval_images(read_description(str(data), 20), "train")
+    dataset = read_eval_images(read_description(str(data), 20), "train")
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"2007_00000\d: label 20 is neither"):
         list(dataset)
 
@@ -314,18 +314,18 @@ def test_label_maps_that_are_no_grey_pngs_are_refused_by_all_readers(tmp_path, k
         with pytest.raises((RunError, tf.errors.InvalidArgumentError), match=message):
             next(iter(training_batches(description, cache)))
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
-        list(eval_images(description, "train"))
+        list(read_eval_images(description, "train"))
     with pytest.raises(RunError, match=message):
-        list(browse.stored(description, "train", 1, seed=0))
+        list(browse.read_stored(description, "train", 1, seed=0))
     with pytest.raises(RunError, match=message):
-        class_weights.flag(description, "train", "inverse")
+        class_weights.format_flag(description, "train", "inverse")
     with pytest.raises(RunError, match=r"1 error\(s\)"):
         check(description)
     assert re.search(f"ERROR {message}", capsys.readouterr().out)
 
 
 def training_batches(description, cache):
-    return train_batches(
+    return make_train_batches(
         *(description, "train"),
         seed=0,
         batch_size=1,

@@ -9,9 +9,9 @@ import tensorflow as tf
 from official.errors import RunError
 from official.evaluation import (
     Evaluator,
-    class_scores,
-    class_table,
-    mean_probabilities,
+    average_probabilities,
+    compute_scores,
+    format_class_table,
     write_metrics,
 )
 
@@ -120,16 +120,16 @@ def test_two_replicas_and_their_void_padding_equal_one_device(two_replicas, more
 def test_scores_of_one_scale_are_the_logits_bit_for_bit():
     model, image = stand_in(), examples()[0]["image"]
     for scales in ((1.0,), [1.0], (1,)):
-        found = class_scores(model, image, 3, scales=scales, flip=False)
+        found = compute_scores(model, image, 3, scales=scales, flip=False)
         np.testing.assert_array_equal(found, model(image.astype(np.float32)))
 
     # exp(1e-9) and exp(2e-9) are both 1 in float32: a softmax would make a tie, and class 0 win it.
     def close(images):
         return tf.stack([0 * images[..., 0] + 1e-9, 0 * images[..., 0] + 2e-9], -1)
 
-    scores = class_scores(close, image, 2, scales=[1.0], flip=False)
+    scores = compute_scores(close, image, 2, scales=[1.0], flip=False)
     assert (np.argmax(scores, -1) == 1).all()
-    softened = mean_probabilities(close, image, 2, scales=[1.0], flip=False)
+    softened = average_probabilities(close, image, 2, scales=[1.0], flip=False)
     assert (np.argmax(softened, -1) == 0).all()
 
 
@@ -168,13 +168,13 @@ def test_scales_and_flip_equal_a_slow_reference(flip):
             ]
             grown = np.exp(slow_resize(logits.astype(np.float64), 7, 9))
             answers.append(grown / grown.sum(-1, keepdims=True))
-    found = class_scores(model, image, 3, scales=scales, flip=flip)
+    found = compute_scores(model, image, 3, scales=scales, flip=flip)
     np.testing.assert_allclose(found[0], np.mean(answers, axis=0), atol=1e-5)
 
 
 def test_probabilities_at_scale_one_are_the_softmax():
     model, image = stand_in(), examples()[0]["image"]
-    found = mean_probabilities(model, image, 3, scales=(1.0,), flip=False)
+    found = average_probabilities(model, image, 3, scales=(1.0,), flip=False)
     expected = tf.nn.softmax(model(image.astype(np.float32)))
     np.testing.assert_allclose(found, expected, atol=1e-7)
 
@@ -190,7 +190,7 @@ def test_scales_are_made_from_the_original_on_the_aligned_grid():
     # at scale 1.5 are round(8 * 1.5) + 1 = 13 columns of 10 / 1.5 each; at 0.5, 5 of 20 each.
     ramp = np.broadcast_to(10.0 * np.arange(9), (1, 5, 9)).astype(np.float32)
     image = np.stack([ramp, 0 * ramp, 0 * ramp + 40], -1)
-    found = mean_probabilities(first_channels, image, 3, scales=(0.5, 1.5), flip=False)
+    found = average_probabilities(first_channels, image, 3, scales=(0.5, 1.5), flip=False)
     assert [x.shape for x in seen] == [(1, 3, 5, 3), (1, 7, 13, 3)]
     np.testing.assert_allclose(seen[0][0, 0, :, 0], 20 * np.arange(5), atol=1e-4)
     np.testing.assert_allclose(seen[1][0, 0, :, 0], 10 / 1.5 * np.arange(13), atol=1e-4)
@@ -201,10 +201,10 @@ def test_scales_are_made_from_the_original_on_the_aligned_grid():
 def test_flip_makes_the_answer_symmetric():
     model, image = stand_in(), examples()[1]["image"]
     options = {"scales": (1.0, 1.25), "flip": True}
-    straight = mean_probabilities(model, image, 3, **options)
-    mirrored = mean_probabilities(model, image[:, :, ::-1], 3, **options)
+    straight = average_probabilities(model, image, 3, **options)
+    mirrored = average_probabilities(model, image[:, :, ::-1], 3, **options)
     np.testing.assert_allclose(straight, mirrored[:, :, ::-1], atol=1e-5)
-    alone = mean_probabilities(model, image, 3, scales=(1.0, 1.25), flip=False)
+    alone = average_probabilities(model, image, 3, scales=(1.0, 1.25), flip=False)
     assert np.abs(straight - alone).max() > 1e-3
 
 
@@ -230,7 +230,7 @@ def test_table_and_file(tmp_path):
         lambda x: tf.stack([5 - x[..., 0], x[..., 0] - 5, 0 * x[..., 0] - 99], -1), **settings()
     )(as_dataset([{"image": image, "label": label}]))
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    rows = [re.split(r"  +", row) for row in class_table(metrics).splitlines()]
+    rows = [re.split(r"  +", row) for row in format_class_table(metrics).splitlines()]
     assert ["sky", "66.67"] in rows and ["road", "50.00"] in rows and ["car", "-"] in rows
     assert ["mIoU", "58.33"] in rows  # (2/3 + 1/2) / 2
     assert ["(mIoU + pixel accuracy) / 2", "66.67"] in rows  # (7/12 + 3/4) / 2

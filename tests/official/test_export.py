@@ -165,6 +165,23 @@ def test_versions_count_up_and_nothing_else_is_left(model, tmp_path):
     assert directory.stat().st_mode & 0o777 == (tmp_path / "export" / "7").stat().st_mode & 0o777
 
 
+def test_a_killed_export_is_cleaned_up_and_a_full_disk_is_one_line(model, tmp_path, monkeypatch):
+    left = tmp_path / ".1.unfinished" / "content"
+    left.mkdir(parents=True)
+    (left / "saved_model.pb").write_text("half")
+    assert export(model, tmp_path, class_names=NAMES, palette=PALETTE) == tmp_path / "1"
+    assert os.listdir(tmp_path) == ["1"]
+
+    def save(served, directory, **options):
+        os.mkdir(os.path.join(directory, "variables"))
+        raise tf.errors.ResourceExhaustedError(None, None, f"{directory}; No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", save)
+    with pytest.raises(RunError, match=r"^no space is left for .*/2 .*another --export_dir$"):
+        export(model, tmp_path, class_names=NAMES, palette=PALETTE)
+    assert os.listdir(tmp_path) == ["1"]
+
+
 def test_probabilities_only_on_request(model, tmp_path):
     directory = export(model, tmp_path, class_names=NAMES, palette=PALETTE)
     loaded = tf.saved_model.load(directory)

@@ -1,9 +1,22 @@
+import errno
+import json
 import os
+import subprocess
+import sys
 
 import pytest
+import tensorflow as tf
 
+from official import files
 from official.errors import RunError
-from official.files import find_files, glob_files, make_directory, write_atomically
+from official.files import (
+    find_files,
+    glob_files,
+    make_directory,
+    write_atomically,
+    write_directory_atomically,
+)
+from tests.command import ROOT
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
@@ -35,6 +48,211 @@ def test_missing_directory_and_a_file_in_the_way_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
         make_directory(tmp_path / "file" / "below")
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_text()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_directory_appears_whole(tmp_path, there):
+    target = tmp_path / "up" / "data"
+    if there:
+        target.mkdir(parents=True)
+    with write_directory_atomically(target, "--flag") as directory:
+        (directory / "in").mkdir()
+        (directory / "in" / "a").write_text("1")
+        assert (directory / "in").stat().st_dev == tmp_path.stat().st_dev
+        assert not target.exists() or not os.listdir(target)
+    assert contents(target) == {"in/a": "1"} and os.listdir(tmp_path / "up") == ["data"]
+    # As any directory: others can read it where the user lets them.
+    (tmp_path / "other").mkdir()
+    assert target.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("name", [".", "link", "down/.."])
+def test_targets_without_a_name_of_their_own(tmp_path, monkeypatch, name):
+    (tmp_path / "here" / "down").mkdir(parents=True)
+    (tmp_path / "here" / "down").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    target = {".": tmp_path / "here", "down/..": tmp_path / "here", "link": tmp_path / "elsewhere"}
+    monkeypatch.chdir(tmp_path / "here")
+    place = tmp_path / "link" if name == "link" else name
+    with write_directory_atomically(place, "--flag") as directory:
+        (directory / "a").write_text("1")
+    assert contents(target[name]) == {"a": "1"}
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "here", "link"]
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), KeyboardInterrupt(), RunError("bad data")])
+def test_an_error_passes_and_leaves_nothing(tmp_path, error):
+    with (
+        pytest.raises(type(error)) as caught,
+        write_directory_atomically(tmp_path / "data", "--flag") as directory,
+    ):
+        (directory / "a").write_text("1")
+        raise error
+    assert caught.value is error and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        # As TensorFlow's writers say it.
+        tf.errors.ResourceExhaustedError(None, None, "file; No space left on device [Op:Save]"),
+    ],
+)
+def test_a_full_disk_is_one_line(tmp_path, error):
+    with (
+        pytest.raises(
+            RunError, match=r"^no space is left for .*/data \(.*\): nothing .*--flag$"
+        ) as one,
+        write_directory_atomically(tmp_path / "data", "--flag") as directory,
+    ):
+        (directory / "a").write_text("1")
+        raise error
+    assert "\n" not in str(one.value) and os.listdir(tmp_path) == []
+
+
+def test_what_is_there_stays(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("old")
+    (tmp_path / "file").write_text("old")
+    for name in ("data", "file"):
+        with (
+            pytest.raises(RunError, match=rf"{name} exists and is not .*: choose another --flag"),
+            write_directory_atomically(tmp_path / name, "--flag"),
+        ):
+            raise AssertionError("it was let in")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*file/data: .*Not a directory"),
+        write_directory_atomically(tmp_path / "file" / "data", "--flag"),
+    ):
+        raise AssertionError("it was let in")
+    with (
+        pytest.raises(RunError, match=r"cannot write .*new: .*not empty"),
+        write_directory_atomically(tmp_path / "new", "--flag"),
+    ):  # somebody who knows nothing of the lock
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "mine").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: True)
+        with (
+            pytest.raises(RunError, match=r"volume is a mount point: .* in it as --flag"),
+            write_directory_atomically(tmp_path / "volume", "--flag"),
+        ):
+            raise AssertionError("it was let in")
+    assert contents(tmp_path) == {"data/mine": "old", "file": "old", "new/mine": "old"}
+
+
+def test_two_at_the_same_time(tmp_path):
+    with write_directory_atomically(tmp_path / "data", "--flag") as directory:
+        (directory / "a").write_text("first")
+        with (
+            pytest.raises(RunError, match=r"another process is writing .*data: wait for it"),
+            write_directory_atomically(tmp_path / "data", "--flag"),
+        ):
+            raise AssertionError("it was let in")
+        with write_directory_atomically(tmp_path / "other", "--flag"):
+            pass  # another directory is another matter
+    assert contents(tmp_path / "data") == {"a": "first"}
+    assert sorted(os.listdir(tmp_path)) == ["data", "other"]
+
+
+def test_where_nobody_can_tell_nothing_is_removed(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    left = tmp_path / ".data.unfinished" / "content"
+    left.mkdir(parents=True)
+    with (
+        pytest.raises(RunError, match=r"\.data\.unfinished is from .*: remove it if none is going"),
+        write_directory_atomically(tmp_path / "data", "--flag"),
+    ):
+        raise AssertionError("it was let in")
+    left.rmdir()
+    with write_directory_atomically(tmp_path / "data", "--flag") as directory:
+        (directory / "a").write_text("1")
+    assert contents(tmp_path) == {"data/a": "1"}
+
+
+# A process that is killed before its first operation on files, before its second, and so on, until
+# one is not killed; after each, another one writes the same directory. Prints what each has left.
+KILLED = """
+import json, os, signal, shutil, sys
+from pathlib import Path
+from official.files import write_directory_atomically
+
+def write(target):
+    with write_directory_atomically(target, "--flag") as directory:
+        for name in ("a", "b"):
+            (directory / name).mkdir()
+            (directory / name / "file").write_text(name)
+
+def kill_before(operation):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event == "open" or event.split(".")[0] in ("os", "shutil", "fcntl"):
+            seen += 1
+            if seen == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+root, empty_before = Path(sys.argv[1]), sys.argv[2] == "True"
+target, operation, killed, left = root / "data", 0, True, []
+while killed:
+    operation += 1
+    if empty_before:
+        target.mkdir()
+    pid = os.fork()
+    if pid == 0:
+        kill_before(operation)
+        write(target)
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    if not (target.exists() and any(target.iterdir())):
+        write(target)
+    after = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    left.append([files, after])
+    shutil.rmtree(target)
+    if operation < 100:  # what is left beside a whole target goes with the next one
+        write(target)
+        assert os.listdir(root) == ["data"], os.listdir(root)
+        shutil.rmtree(target)
+print(json.dumps(left))
+"""
+
+
+@pytest.mark.parametrize("empty_before", [False, True])
+def test_whenever_a_process_is_killed_the_directory_is_old_or_new(tmp_path, empty_before):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path, str(empty_before)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = json.loads(done.stdout)
+    whole = ["data/a/file", "data/b/file"]
+    of_target = [[file for file in files if file.startswith("data/")] for files, _ in left]
+    # The old one, then from some moment on the new one.
+    assert of_target == sorted(of_target) and [] in of_target and whole in of_target
+    assert all(files in ([], whole) for files in of_target)
+    known = ("data/", ".data.unfinished/")
+    assert all(file.startswith(known) for files, _ in left for file in files)
+    assert all([file for file in after if file.startswith("data/")] == whole for _, after in left)
+    assert len(left) > 10 and left[-1] == [whole, whole]
+    assert "removing" in done.stderr and ".data.unfinished, which an interrupted run" in done.stderr
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from official.flagfiles import expanded, located
+from official.flagfiles import expand, locate
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def write(tmp_path):
 def test_a_flagfile_is_its_lines(write):
     file = write("one.cfg", "# comment", "", "--a=1", "  --b=x,y  ", "// absl knows this one too")
     wanted = ["train", "--z=0", "--a=1", "--b=x,y", "--c"]
-    assert expanded(["train", "--z=0", f"--flagfile={file}", "--c"]) == wanted
-    assert expanded(["train", "--z=0", "-flagfile", str(file), "--c"]) == wanted
-    assert expanded(["train", "--a"]) == ["train", "--a"]
+    assert expand(["train", "--z=0", f"--flagfile={file}", "--c"]) == wanted
+    assert expand(["train", "--z=0", "-flagfile", str(file), "--c"]) == wanted
+    assert expand(["train", "--a"]) == ["train", "--a"]
 
 
 def test_a_flagfile_in_a_flagfile_stands_beside_it(write, tmp_path, monkeypatch):
@@ -33,19 +33,19 @@ def test_a_flagfile_in_a_flagfile_stands_beside_it(write, tmp_path, monkeypatch)
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)  # where absl would look
     # In this order: the later --rate wins.
-    assert expanded([f"--flagfile={file}"]) == ["--size=3", "--rate=1", "--rate=2"]
+    assert expand([f"--flagfile={file}"]) == ["--size=3", "--rate=1", "--rate=2"]
     monkeypatch.chdir(tmp_path)
-    assert expanded(["--flagfile=mine.cfg"]) == ["--size=3", "--rate=1", "--rate=2"]
+    assert expand(["--flagfile=mine.cfg"]) == ["--size=3", "--rate=1", "--rate=2"]
 
 
 def test_the_same_part_may_come_twice(write):
     write("part.cfg", "--a=1")
     file = write("whole.cfg", "--flagfile=part.cfg", "--a=2", "--flagfile=part.cfg")
-    assert expanded([f"--flagfile={file}"]) == ["--a=1", "--a=2", "--a=1"]
+    assert expand([f"--flagfile={file}"]) == ["--a=1", "--a=2", "--a=1"]
 
 
 def test_what_follows_a_double_dash_is_no_flag():
-    assert expanded(["--a", "--", "--flagfile=nowhere"]) == ["--a", "--", "--flagfile=nowhere"]
+    assert expand(["--a", "--", "--flagfile=nowhere"]) == ["--a", "--", "--flagfile=nowhere"]
 
 
 def test_a_flagfile_that_contains_itself(write):
@@ -55,36 +55,36 @@ def test_a_flagfile_that_contains_itself(write):
     with pytest.raises(
         flags.CantOpenFlagFileError, match=r"a\.cfg \(in .*b\.cfg\) contains itself"
     ):
-        expanded([f"--flagfile={file}"])
+        expand([f"--flagfile={file}"])
 
 
 def test_a_flagfile_that_is_missing_or_no_text(write, tmp_path):
     file = write("a.cfg", "--flagfile=gone.cfg")
     with pytest.raises(flags.Error, match=r"gone\.cfg \(in .*a\.cfg\) cannot be read: No such"):
-        expanded([f"--flagfile={file}"])
+        expand([f"--flagfile={file}"])
     (tmp_path / "gone.cfg").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(flags.Error, match="cannot be read: not text in UTF-8: save it so"):
-        expanded([f"--flagfile={file}"])
+        expand([f"--flagfile={file}"])
     with pytest.raises(flags.Error, match="Is a directory"):
-        expanded([f"--flagfile={tmp_path}"])
+        expand([f"--flagfile={tmp_path}"])
     with pytest.raises(flags.Error, match="cannot be read"):
-        expanded(["--flagfile"])
+        expand(["--flagfile"])
 
 
 def test_a_byte_order_mark_and_line_ends_of_windows(write, tmp_path):
     (tmp_path / "mark.cfg").write_bytes("\ufeff--a=ä\r\n# comment\r\n--b\r\n".encode())
-    assert expanded([f"--flagfile={tmp_path / 'mark.cfg'}"]) == ["--a=ä", "--b"]
+    assert expand([f"--flagfile={tmp_path / 'mark.cfg'}"]) == ["--a=ä", "--b"]
     file = write("outer.cfg", "--flagfile=mark.cfg")
-    assert expanded([f"--flagfile={file}"]) == ["--a=ä", "--b"]
+    assert expand([f"--flagfile={file}"]) == ["--a=ä", "--b"]
     (tmp_path / "mark.cfg").write_bytes("\ufeff# comment\n--b\n".encode())
-    assert expanded([f"--flagfile={file}"]) == ["--b"]
+    assert expand([f"--flagfile={file}"]) == ["--b"]
 
 
 def test_where_an_argument_stands(write):
     inner = write("inner.cfg", "--b")
     outer = write("outer.cfg", "--flagfile=inner.cfg", "--c=1")
     wanted = [("--a", None), ("--b", inner), ("--c=1", outer), ("--", None), ("--d", None)]
-    assert located(["--a", f"--flagfile={outer}", "--", "--d"]) == wanted
+    assert locate(["--a", f"--flagfile={outer}", "--", "--d"]) == wanted
 
 
 def test_other_directories_are_looked_into_last(write, tmp_path, monkeypatch):
@@ -95,17 +95,17 @@ def test_other_directories_are_looked_into_last(write, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    assert expanded(["--flagfile=size.cfg"], also=also) == ["--size=1"]
+    assert expand(["--flagfile=size.cfg"], also=also) == ["--size=1"]
     # The file here wins on the command line, but does not change what a shipped one means.
     (here / "size.cfg").write_text("--size=3")
-    assert expanded(["--flagfile=size.cfg"], also=also) == ["--size=3"]
-    assert expanded(["--flagfile=whole.cfg"], also=also) == ["--size=1", "--rate=1"]
+    assert expand(["--flagfile=size.cfg"], also=also) == ["--size=3"]
+    assert expand(["--flagfile=whole.cfg"], also=also) == ["--size=1", "--rate=1"]
     # One in a flagfile: beside it first.
     file = write("mine/mine.cfg", "--flagfile=size.cfg", "--flagfile=whole.cfg")
-    assert expanded([f"--flagfile={file}"], also=also) == ["--size=2", "--size=1", "--rate=1"]
+    assert expand([f"--flagfile={file}"], also=also) == ["--size=2", "--size=1", "--rate=1"]
     mine.unlink()
-    assert expanded([f"--flagfile={file}"], also=also) == ["--size=1", "--size=1", "--rate=1"]
+    assert expand([f"--flagfile={file}"], also=also) == ["--size=1", "--size=1", "--rate=1"]
     with pytest.raises(
         flags.Error, match=r"--flagfile=whol\.cfg cannot be read: No such .* mean --f"
     ):
-        expanded(["--flagfile=whol.cfg"], also=also)
+        expand(["--flagfile=whol.cfg"], also=also)

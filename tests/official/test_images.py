@@ -8,7 +8,14 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official.images import decode_image, decode_jpeg_window, decode_label, orientation
+from official.images import (
+    decode_image,
+    decode_jpeg_window,
+    decode_label,
+    encode_png,
+    read_orientation,
+    read_size,
+)
 
 HEIGHT, WIDTH = 37, 50  # no multiples of 8 or 16, the blocks of a JPEG
 JPEGS = {
@@ -116,10 +123,10 @@ def test_a_rotation_mark_changes_no_pixel_and_is_told():
         exif[0x0112] = mark
         for form in ("png", "jpeg"):
             file = encoded(photo(), form, exif=exif)
-            assert orientation(file) == mark
+            assert read_orientation(file) == mark
             np.testing.assert_array_equal(decode_image(file), decode_image(encoded(photo(), form)))
     for file in (encoded(photo()), jpeg("4:2:0"), b"", b"no image"):
-        assert orientation(file) == 1
+        assert read_orientation(file) == 1
 
 
 def label_of(file: bytes) -> np.ndarray:
@@ -153,3 +160,18 @@ def test_a_label_map_that_is_no_png_is_refused():
     for file in (jpeg("grey"), encoded(photo("L"), "gif"), b"", b"\x89PN"):
         with pytest.raises(tf.errors.InvalidArgumentError, match="7: the label map is no PNG"):
             label_of(file)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_a_png_has_the_pixels_that_it_was_made_of(mode):
+    image = photo().convert(mode)
+    with Image.open(io.BytesIO(encode_png(image))) as found:
+        assert (found.format, found.mode) == ("PNG", mode)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
+
+
+@pytest.mark.parametrize("file", [encoded(photo()), jpeg("4:2:0")])
+def test_the_size_is_in_the_header(file):
+    assert read_size(file[:1000]) == (HEIGHT, WIDTH)  # the pixels are not there
+    with pytest.raises(ValueError, match="its image cannot be read"):
+        read_size(file[:10])

@@ -9,14 +9,17 @@ from PIL import Image
 
 from official import input_pipeline
 from official.errors import RunError, UsageError
+from official.images import decode_image
 from official.input_pipeline import (
     check_crop_size,
-    distributed_batches,
-    eval_images,
+    distribute_batches,
+    make_train_batches,
+    read_eval_images,
     split_halves,
-    train_batches,
 )
+from official.preprocessing import fit_longer_side
 from official.records import Description, Split, read_description
+from official.resizing import resize_bilinear
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
@@ -65,7 +68,7 @@ def assert_equal(batches, others):
 
 
 def test_batches_have_the_promised_form(description):
-    dataset = train_batches(description, "train", seed=0, batch_size=3, **AUGMENTED)
+    dataset = make_train_batches(description, "train", seed=0, batch_size=3, **AUGMENTED)
     spec = dataset.element_spec
     assert spec["image"] == tf.TensorSpec((3, 33, 41, 3), tf.float32)
     assert spec["label"] == tf.TensorSpec((3, 33, 41), tf.int32)
@@ -79,7 +82,7 @@ def test_batches_have_the_promised_form(description):
 def test_an_epoch_takes_every_record_at_most_once_in_its_own_order(description):
     # 7 records in batches of 3: 2 steps per epoch, one record is left out.
     assert input_pipeline.steps_per_epoch(7, 3) == 2
-    dataset = train_batches(description, "train", seed=0, batch_size=3, **PLAIN)
+    dataset = make_train_batches(description, "train", seed=0, batch_size=3, **PLAIN)
     epochs = np.reshape(record_numbers(take(dataset, 2 * 30)), (30, 6))
     for epoch in epochs:
         assert len(set(epoch.tolist())) == 6 and set(epoch.tolist()) <= set(range(7))
@@ -89,16 +92,16 @@ def test_an_epoch_takes_every_record_at_most_once_in_its_own_order(description):
 
 def test_start_step_continues_the_same_stream_bit_for_bit(description):
     options = {"seed": 4, "batch_size": 3, **AUGMENTED}
-    batches = take(train_batches(description, "train", **options), 9)
+    batches = take(make_train_batches(description, "train", **options), 9)
     for start in (1, 2, 5):
-        later = take(train_batches(description, "train", start_step=start, **options), 4)
+        later = take(make_train_batches(description, "train", start_step=start, **options), 4)
         assert_equal(later, batches[start : start + 4])
 
 
 def test_seed_and_stream_change_order_and_augmentation(description):
     def batches(seed, stream):
         options = {"seed": seed, "stream": stream, "batch_size": 7, **AUGMENTED}
-        return take(train_batches(description, "train", **options), 2)
+        return take(make_train_batches(description, "train", **options), 2)
 
     base = batches(0, 0)
     assert_equal(base, batches(0, 0))
@@ -110,7 +113,9 @@ def test_seed_and_stream_change_order_and_augmentation(description):
 
 def test_only_the_chosen_records_are_used(description):
     chosen = np.array([1, 4, 6])
-    dataset = train_batches(description, "train", seed=0, batch_size=3, records=chosen, **PLAIN)
+    dataset = make_train_batches(
+        description, "train", seed=0, batch_size=3, records=chosen, **PLAIN
+    )
     for numbers in record_numbers(take(dataset, 6)):
         assert sorted(numbers) == [1, 4, 6]
 
@@ -118,11 +123,11 @@ def test_only_the_chosen_records_are_used(description):
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (2, 4)])
 def test_replicas_get_consecutive_parts_of_the_global_batch(description, pipelines, replicas):
     options = {"seed": 2, "batch_size": 4, "start_step": 1, **AUGMENTED}
-    whole = take(train_batches(description, "train", **options), 3)
+    whole = take(make_train_batches(description, "train", **options), 3)
     for pipeline in range(pipelines):
         context = tf.distribute.InputContext(pipelines, pipeline, replicas)
         per_pipeline = replicas // pipelines
-        part = train_batches(description, "train", input_context=context, **options)
+        part = make_train_batches(description, "train", input_context=context, **options)
         parts = take(part, 3 * per_pipeline)
         size = 4 // replicas
         for i, batch in enumerate(parts):
@@ -133,8 +138,8 @@ def test_replicas_get_consecutive_parts_of_the_global_batch(description, pipelin
 
 def test_two_replicas_of_a_strategy_see_the_global_batch(description, two_replicas):
     options = {"seed": 2, "batch_size": 4, **AUGMENTED}
-    whole = take(train_batches(description, "train", **options), 2)
-    distributed = distributed_batches(two_replicas, description, "train", **options)
+    whole = take(make_train_batches(description, "train", **options), 2)
+    distributed = distribute_batches(two_replicas, description, "train", **options)
     for expected in whole:
         parts = next(distributed)
         for key, value in parts.items():
@@ -144,7 +149,7 @@ def test_two_replicas_of_a_strategy_see_the_global_batch(description, two_replic
 
 def test_batch_larger_than_the_data(description):
     with pytest.raises(UsageError, match=r"--batch_size=8 is larger than the 7 images"):
-        train_batches(description, "train", seed=0, batch_size=8, **PLAIN)
+        make_train_batches(description, "train", seed=0, batch_size=8, **PLAIN)
 
 
 @pytest.mark.parametrize("count", [2, 7, 8, 2975])
@@ -166,7 +171,7 @@ def test_halves_follow_the_seed():
 
 
 def test_eval_images_are_whole_and_in_order(description):
-    images = list(eval_images(description, "val"))
+    images = list(read_eval_images(description, "val"))
     assert len(images) == 5
     for i, element in enumerate(images):
         assert element["image"].dtype == tf.uint8 and element["image"].shape == (1, *SIZE, 3)
@@ -179,11 +184,11 @@ def test_eval_images_are_whole_and_in_order(description):
 
 def test_eval_images_can_be_thinned_and_padded(description):
     # floor(i * 7 / 3) for i = 0, 1, 2: records 0, 2, 4; then padded to a multiple of 2 with void.
-    images = list(eval_images(description, "train", max_images=3, multiple_of=2))
+    images = list(read_eval_images(description, "train", max_images=3, multiple_of=2))
     assert [int(element["image"][0, 0, 0, 0]) for element in images] == [0, 2, 4, 0]
     void = [bool(np.all(element["label"] == 255)) for element in images]
     assert void == [False, False, False, True]
-    assert len(list(eval_images(description, "train", max_images=100, multiple_of=7))) == 7
+    assert len(list(read_eval_images(description, "train", max_images=100, multiple_of=7))) == 7
 
 
 def test_a_label_out_of_range_stops_training_and_evaluation(copy):
@@ -197,11 +202,11 @@ def test_a_label_out_of_range_stops_training_and_evaluation(copy):
     change_records(description.split("train").files[0], spoil)
     wrong = "town_000002_000019_leftImg8bit: label 42 is neither 0..18 nor 255 (void)"
     # The crop need not hold the wrong pixel.
-    training = train_batches(description, "train", seed=0, batch_size=7, **PLAIN)
-    for dataset in (training, eval_images(description, "train")):
+    training = make_train_batches(description, "train", seed=0, batch_size=7, **PLAIN)
+    for dataset in (training, read_eval_images(description, "train")):
         with pytest.raises(tf.errors.InvalidArgumentError) as raised:
             take(dataset, 7)
-        message = str(input_pipeline.data_error(raised.value, description))
+        message = str(input_pipeline.make_data_error(raised.value, description))
         assert message == (
             f"{copy}: leftImg8bit/train/town/{wrong} "
             "(python -m tfrecords_tools.check names every bad record)"
@@ -213,7 +218,7 @@ def test_a_distributed_run_ends_in_one_line(copy):
     label = np.full(SIZE, 42, np.uint8)
     change_records(description.split("train").files[0], lambda i, f: set_label(f, label))
     strategy = tf.distribute.OneDeviceStrategy("CPU:0")
-    batches = distributed_batches(
+    batches = distribute_batches(
         strategy, description, "train", seed=0, batch_size=7, start_step=0, **PLAIN
     )
     with pytest.raises(RunError, match=r"label 42 is neither 0..18 nor 255 \(void\)"):
@@ -227,7 +232,7 @@ def test_a_label_map_of_another_size_stops_training(copy):
         lambda i, features: set_label(features, np.zeros((40, 71), np.uint8)),
     )
     with pytest.raises(tf.errors.InvalidArgumentError, match="has another size than the image"):
-        take(train_batches(description, "val", seed=0, batch_size=2, **PLAIN), 1)
+        take(make_train_batches(description, "val", seed=0, batch_size=2, **PLAIN), 1)
 
 
 def test_fewer_records_than_described(copy):
@@ -235,7 +240,7 @@ def test_fewer_records_than_described(copy):
     with tf.io.TFRecordWriter(description.split("val").files[0]):
         pass
     with pytest.raises(RunError, match="0 records, but its description says 5"):
-        eval_images(description, "val")
+        read_eval_images(description, "val")
 
 
 def test_crop_that_no_image_fills(tmp_path):
@@ -258,6 +263,12 @@ def test_crop_that_no_image_fills(tmp_path):
             check_crop_size(description, "train", crop, (0.5, 2.0))
     with pytest.raises(UsageError, match="--crop_size=80,144"):
         check_crop_size(description, "train", (80, 144), (1.0,))
+    # With the longer side at 144 they are 80 x 144 and 144 x 120; at scale 0.5, 40 x 72, 72 x 60.
+    for crop in ((80, 144), (144, 120)):
+        check_crop_size(description, "train", crop, (0.5, 1.0), 144)
+    for crop, scales in (((81, 144), (1.0,)), ((40, 73), (0.5,))):
+        with pytest.raises(UsageError, match=f"={crop[0]},.*after --resize_longer_side=144, even"):
+            check_crop_size(description, "train", crop, scales, 144)
 
 
 def encoded_jpeg(image, **options):
@@ -308,7 +319,7 @@ def of_all_kinds(tmp_path_factory):
 
 
 def many_crops(description, count, **options):
-    batches = train_batches(
+    batches = make_train_batches(
         *(description, "train"),
         seed=3,
         batch_size=1,
@@ -321,10 +332,42 @@ def many_crops(description, count, **options):
     return list(batches.take(count).as_numpy_iterator())
 
 
+@pytest.mark.parametrize("longer", [80, 333])
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_pipeline_resizes_every_image(of_all_kinds, longer, cache):
+    # The images' longer sides are 64 to 160. The whole image, resized, and the middle of it.
+    description, images = of_all_kinds
+    batches = make_train_batches(
+        *(description, "train"),
+        seed=0,
+        batch_size=1,
+        crop_size=(21, 25),
+        scales=(1.0,),
+        random_crop=False,
+        flip=False,
+        resize_longer_side=longer,
+        cache=cache,
+    )
+    expected = []
+    for encoded in images:
+        image = decode_image(tf.constant(encoded))
+        size = fit_longer_side(tf.shape(image)[:2], longer).numpy().tolist()
+        whole = resize_bilinear(tf.cast(image, tf.float32)[None], tuple(size))[0].numpy()
+        top, left = (size[0] - 21) // 2, (size[1] - 25) // 2
+        expected.append(whole[top : top + 21, left : left + 25])
+    found = [batch["image"][0] for batch in batches.take(len(images)).as_numpy_iterator()]
+    for crop in found:
+        distances = [np.abs(crop - other).max() for other in expected]
+        assert sorted(distances)[0] < 2e-3 < 1 < sorted(distances)[1]
+
+
 def test_images_in_memory_give_the_same_batches(of_all_kinds):
     # Memory holds whole images; from files, only the window of a JPEG is decoded.
     description, _ = of_all_kinds
-    for options in ({}, {"records": np.array([4, 1, 5])}, {"start_step": 7}):
+    for options in (
+        *({}, {"records": np.array([4, 1, 5])}, {"start_step": 7}),
+        *({"resize_longer_side": 70}, {"resize_longer_side": 200}),
+    ):
         plain = many_crops(description, 100, **options)
         cached = many_crops(description, 100, cache=True, **options)
         for one, other in zip(plain, cached, strict=True):

@@ -92,8 +92,8 @@ def test_operations_inside_called_functions_count(small):
 def test_a_function_costs_what_its_parts_do(small):
     image = tf.TensorSpec([1, 20, 40, 3], tf.float32)
     total = sum(part.multiply_adds for part in model_cost.count(small, (20, 40)))
-    assert model_cost.multiply_adds(small, [image]) == total
-    assert model_cost.multiply_adds(lambda x: small(x) + small(x), [image]) == 2 * total
+    assert model_cost.count_multiply_adds(small, [image]) == total
+    assert model_cost.count_multiply_adds(lambda x: small(x) + small(x), [image]) == 2 * total
 
 
 def test_low_precision_costs_the_same(small):
@@ -108,7 +108,7 @@ def test_low_precision_costs_the_same(small):
 def test_table_and_summary(small):
     parts = model_cost.count(small, (20, 40))
     total = sum(part.multiply_adds for part in parts)
-    summary = json.loads(json.dumps(model_cost.summary(parts, (20, 40))))
+    summary = json.loads(json.dumps(model_cost.summarize(parts, (20, 40))))
     assert summary["params_millions"] == pytest.approx(
         sum(v.shape.num_elements() for v in small.trainable_variables) / 1e6
     )

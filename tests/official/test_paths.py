@@ -4,14 +4,14 @@ import pytest
 
 from official.checkpoints import Checkpoints, find
 from official.errors import RunError
-from official.paths import check_no_pattern, local_path
+from official.paths import check_no_pattern, expand_path
 
 
 def test_home_is_found(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert local_path("~") == "/home/me"
-    assert local_path("~/data") == "/home/me/data"
-    assert local_path("~root/x") == os.path.expanduser("~root/x") != "~root/x"
+    assert expand_path("~") == "/home/me"
+    assert expand_path("~/data") == "/home/me/data"
+    assert expand_path("~root/x") == os.path.expanduser("~root/x") != "~root/x"
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_home_is_found(monkeypatch):
     ["", "published", "./~x", "a~", "-x", "a:b", "gs:", "C:\\x", "a b", "é日", "#a,b", "x//y"],
 )
 def test_other_paths_stay(path):
-    assert local_path(path) == path
+    assert expand_path(path) == path
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_other_paths_stay(path):
 )
 def test_what_cannot_work(path, saying):
     with pytest.raises(ValueError, match=saying):
-        local_path(path)
+        expand_path(path)
 
 
 def test_patterns(tmp_path):

@@ -7,13 +7,13 @@ import tensorflow as tf
 from PIL import Image
 
 from official.errors import RunError
-from official.evaluation import class_scores
+from official.evaluation import compute_scores
 from official.prediction import (
     Pictures,
     find_pictures,
-    picture_files,
+    open_pictures,
+    open_split,
     predict,
-    split_images,
 )
 from official.records import read_description
 from official.sizes import Sizes
@@ -34,7 +34,7 @@ def colours(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def run(inputs, output_dir):
-    pictures = picture_files(str(inputs), str(output_dir))
+    pictures = open_pictures(str(inputs), str(output_dir))
     return predict(stand_in, pictures, str(output_dir), class_names=NAMES, palette=PALETTE)
 
 
@@ -90,7 +90,7 @@ def test_scales_and_flip_are_those_of_the_evaluation(tmp_path):
         )
         answers.append(np.asarray(Image.open(written)))
         wanted = {"scales": (1.0,), "flip": False, **options}
-        scores = class_scores(tells_left_from_right, image[np.newaxis], 3, **wanted)
+        scores = compute_scores(tells_left_from_right, image[np.newaxis], 3, **wanted)
         np.testing.assert_array_equal(answers[-1], np.argmax(scores[0], -1))
     assert len({answer.tobytes() for answer in answers}) == 4
 
@@ -109,7 +109,7 @@ def test_a_model_sees_pictures_at_its_datas_scale(tmp_path):
             **options,
         )
         wanted = {"scales": (1.0,), "flip": False, **options}
-        scores = class_scores(tells_left_from_right, seen, 3, **wanted)
+        scores = compute_scores(tells_left_from_right, seen, 3, **wanted)
         expected = np.argmax(tf.image.resize(scores, (9, 13))[0], -1)
         np.testing.assert_array_equal(Image.open(written), expected)
         assert Image.open(tmp_path / "a_overlay.png").size == (13, 9)
@@ -129,7 +129,7 @@ def data(tmp_path_factory):
 
 
 def test_a_split_whose_labels_are_all_void(data, tmp_path):
-    pictures = split_images(read_description(str(data)), "test")
+    pictures = open_split(read_description(str(data)), "test")
     predict(stand_in, pictures, str(tmp_path), class_names=NAMES, palette=PALETTE)
     folder = "leftImg8bit/test/town"
     assert names_in(tmp_path) == [
@@ -163,7 +163,7 @@ def rename(data, copy, names):
     ],
 )
 def test_names_of_records_that_cannot_be_files(data, tmp_path, names, saying):
-    pictures = split_images(rename(data, tmp_path / "data", names), "train")
+    pictures = open_split(rename(data, tmp_path / "data", names), "train")
     with pytest.raises(RunError, match=saying):
         predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
     assert not (tmp_path / "out").exists()
@@ -178,11 +178,11 @@ def test_records_that_cannot_be_read(data, tmp_path):
             encoded.value[0] = encoded.value[0][:99]
 
     change_records(description.split("train").files[0], cut)
-    pictures = split_images(description, "train")
+    pictures = open_split(description, "train")
     with pytest.raises(RunError, match=f"{tmp_path}.*tfrecords_tools.check"):
         predict(stand_in, pictures, str(tmp_path / "out"), class_names=NAMES, palette=PALETTE)
     with pytest.raises(RunError, match="no split 'tset'"):
-        split_images(description, "tset")
+        open_split(description, "tset")
 
 
 def test_folder_keeps_sub_paths_and_its_earlier_answers_are_no_input(tmp_path):
@@ -260,7 +260,7 @@ def test_classes_that_are_not_the_networks(tmp_path):
     Image.fromarray(colours(2, 2)).save(tmp_path / "a.png")
     options = {"class_names": NAMES[:2], "palette": PALETTE[:2]}
     with pytest.raises(RunError, match="has 3 classes, the data 2"):
-        pictures = picture_files(str(tmp_path / "a.png"), "")
+        pictures = open_pictures(str(tmp_path / "a.png"), "")
         predict(stand_in, pictures, str(tmp_path / "out"), **options)
 
 

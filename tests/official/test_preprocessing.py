@@ -6,11 +6,12 @@ import tensorflow as tf
 
 from official import preprocessing
 from official.preprocessing import (
-    crop_positions,
+    draw_crop_positions,
+    find_source_positions,
+    fit_longer_side,
     sample_image,
     sample_label,
-    scaled_side,
-    source_positions,
+    scale_side,
 )
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -25,12 +26,12 @@ def random_pair(size=SIZE, labels=(0, 7, 18)):
 
 def augment(image, label, seed, *, ignore_label, **options):
     """A crop of a decoded image, as the input pipeline makes it."""
-    rows, columns = crop_positions(tf.shape(image, tf.int64)[:2], seed, **options)
+    rows, columns = draw_crop_positions(tf.shape(image, tf.int64)[:2], seed, **options)
     crop = sample_image(image, rows, columns)
     return crop, sample_label(label, rows, columns, ignore_label)
 
 
-def run(image, label, seed, crop_size, scales=SCALES, flip=True, random_crop=True):
+def run(image, label, seed, crop_size, scales=SCALES, flip=True, random_crop=True, **options):
     image, label = augment(
         image,
         label,
@@ -40,6 +41,7 @@ def run(image, label, seed, crop_size, scales=SCALES, flip=True, random_crop=Tru
         random_crop=random_crop,
         flip=flip,
         ignore_label=255,
+        **options,
     )
     assert image.dtype == tf.float32 and label.dtype == tf.int32
     return image.numpy(), label.numpy()
@@ -49,7 +51,7 @@ def test_scaled_side_rounds_to_nearest():
     # 16.5 -> 16 and 17.5 -> 18 (halves to even), 24.75 -> 25, 0.1 -> 1 (never 0)
     pairs = [((33, 0.5), 16), ((33, 0.75), 25), ((35, 0.5), 18), ((1, 0.1), 1), ((33, 1.0), 33)]
     for (side, scale), expected in pairs:
-        assert scaled_side(tf.constant(side), tf.constant(scale)).numpy() == expected
+        assert scale_side(tf.constant(side), tf.constant(scale)).numpy() == expected
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,9 @@ def test_scaled_side_rounds_to_nearest():
 )
 def test_source_positions_are_exact(side, scaled):
     places = np.arange(scaled + 2)
-    found = source_positions(tf.constant(side, tf.int64), tf.constant(scaled, tf.int64), places)
+    found = find_source_positions(
+        tf.constant(side, tf.int64), tf.constant(scaled, tf.int64), places
+    )
     for place in range(scaled):
         # Aligned corners: the ends meet, everything between is evenly spaced.
         exact = Fraction(place * (side - 1), max(scaled - 1, 1))
@@ -72,7 +76,7 @@ def test_source_positions_are_exact(side, scaled):
 @pytest.mark.parametrize("scale", SCALES)
 def test_whole_scaled_image_is_the_aligned_corner_resize(scale):
     image, label = random_pair()
-    size = tuple(int(scaled_side(tf.constant(side), scale)) for side in SIZE)
+    size = tuple(int(scale_side(tf.constant(side), scale)) for side in SIZE)
     ours, our_label = run(image, label, 0, size, scales=(scale,), flip=False)
     reference = tf.raw_ops.ResizeBilinear(
         images=tf.cast(image, tf.float32)[None], size=size, align_corners=True
@@ -100,6 +104,88 @@ def test_one_pixel_checker_keeps_image_and_label_aligned(scale):
         assert np.array_equal(crop[clear][:, 0] > 127.5, crop_label[clear] == 1)
         shares.append(clear.mean())
     assert min(shares) > 0.15  # the rest is padding and exact grey
+
+
+@pytest.mark.parametrize(
+    ("size", "longer", "expected"),
+    [
+        ((375, 500), 513, (385, 513)),  # 375 * 513 / 500 = 384.75
+        ((500, 375), 513, (513, 385)),
+        ((2000, 3008), 513, (341, 513)),  # 341.09
+        ((513, 100), 513, (513, 100)),
+        ((100, 100), 513, (513, 513)),
+        ((1, 2), 3, (2, 3)),  # 1.5: halves up
+        ((1, 1000), 7, (1, 7)),  # 0.007: never 0
+    ],
+)
+def test_the_longer_side_is_fitted(size, longer, expected):
+    assert tuple(fit_longer_side(tf.constant(size), longer).numpy()) == expected
+    several = fit_longer_side(np.array([size, size[::-1]]), longer).numpy()
+    assert several.tolist() == [[*expected], [*expected[::-1]]]
+
+
+def exact_positions(old, new):
+    """Where each of `new` pixels lies among `old` ones, with aligned corners."""
+    return [Fraction(place * (old - 1), max(new - 1, 1)) for place in range(new)]
+
+
+def resize_slowly(image, size):
+    """Bilinear with aligned corners, of [H, W, 3]: a matrix of weights for each axis."""
+    for axis, new in enumerate(size):
+        old = image.shape[axis]
+        weights = np.zeros((new, old))
+        for place, exact in enumerate(exact_positions(old, new)):
+            for pixel in range(old):
+                weights[place, pixel] = max(0, 1 - abs(exact - pixel))
+        image = np.moveaxis(np.tensordot(weights, image, (1, axis)), 0, axis)
+    return image
+
+
+def resize_label_slowly(label, size):
+    """The nearest label of each pixel, with aligned corners; the lower or right one of two."""
+    rows, columns = (
+        [int(exact + Fraction(1, 2)) for exact in exact_positions(old, new)]
+        for old, new in zip(label.shape, size, strict=True)
+    )
+    return np.asarray(label)[rows][:, columns]
+
+
+@pytest.mark.parametrize("longer", [20, 50, 81])  # smaller, as large as it is, larger
+def test_every_image_is_resized_before_it_is_cropped(longer):
+    image, label = random_pair()  # 33 x 50
+    size = {20: (13, 20), 50: (33, 50), 81: (53, 81)}[longer]  # 13.2, 33, 53.46
+    whole, whole_label = resize_slowly(image, size), resize_label_slowly(label, size)
+    options = {"scales": (1.0,), "flip": False, "resize_longer_side": longer}
+    crop, crop_label = run(image, label, 0, size, **options)
+    np.testing.assert_allclose(crop, whole, atol=2e-3)
+    assert np.array_equal(crop_label, whole_label)
+    # The middle 9 x 11 of it; larger crops are padded.
+    top, left = (size[0] - 9) // 2, (size[1] - 11) // 2
+    crop, crop_label = run(image, label, 0, (9, 11), random_crop=False, **options)
+    np.testing.assert_allclose(crop, whole[top : top + 9, left : left + 11], atol=2e-3)
+    assert np.array_equal(crop_label, whole_label[top : top + 9, left : left + 11])
+    crop, crop_label = run(image, label, 0, (60, 90), **options)
+    np.testing.assert_allclose(crop[: size[0], : size[1]], whole, atol=2e-3)
+    assert np.all(crop[size[0] :] == 127.5) and np.all(crop_label[:, size[1] :] == 255)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("longer", [23, 61])
+def test_resizing_and_scaling_are_one_step_to_where_two_would_lead(longer, scale):
+    once = {23: (15, 23), 61: (40, 61)}[longer]  # 33 * 23 / 50 = 15.18, 33 * 61 / 50 = 40.26
+    twice = tuple(max(1, round(side * scale)) for side in once)  # halves to even
+    options = {"scales": (scale,), "flip": False, "resize_longer_side": longer}
+    # Where it leads: a ramp loses nothing by interpolation, so it can be resized and then scaled.
+    rows, columns = np.indices(SIZE, np.uint8)
+    ramps = np.stack([7 * rows, 5 * columns, 2 * rows + 3 * columns], -1)
+    _, label = random_pair()
+    crop, _ = run(tf.constant(ramps), label, 0, twice, **options)
+    np.testing.assert_allclose(crop, resize_slowly(resize_slowly(ramps, once), twice), atol=2e-3)
+    # In one step: a noise is interpolated once.
+    image, label = random_pair()
+    crop, crop_label = run(image, label, 0, twice, **options)
+    np.testing.assert_allclose(crop, resize_slowly(image, twice), atol=2e-3)
+    assert np.array_equal(crop_label, resize_label_slowly(label, twice))
 
 
 def test_scale_one_is_an_exact_crop():

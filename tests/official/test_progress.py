@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from official import progress as progress_module
-from official.progress import Progress, duration
+from official.progress import Progress, format_duration
 
 
 class Terminal(io.StringIO):
@@ -172,4 +172,4 @@ def test_a_terminal_says_at_once_what_is_done_apart(monkeypatch, clock):
     [(0.4, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (9599, "2 h 40 min")],
 )
 def test_duration(seconds, said):
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said

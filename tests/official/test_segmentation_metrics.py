@@ -27,7 +27,7 @@ def random_case(shape, num_classes=5):
 
 def test_confusion_matrix_equals_a_loop():
     labels, predictions = random_case((2, 13, 17))
-    matrix = segmentation_metrics.confusion_matrix(
+    matrix = segmentation_metrics.count_confusions(
         labels, predictions, num_classes=5, ignore_label=255
     )
     assert matrix.dtype == tf.int64
@@ -38,7 +38,7 @@ def test_confusion_matrix_equals_a_loop():
 def test_any_void_label(ignore_label):
     labels, predictions = random_case((1, 9, 9))
     labels[labels == 255] = ignore_label
-    matrix = segmentation_metrics.confusion_matrix(
+    matrix = segmentation_metrics.count_confusions(
         labels, predictions, num_classes=5, ignore_label=ignore_label
     )
     np.testing.assert_array_equal(matrix, slow_confusion(labels, predictions, 5, ignore_label))
@@ -52,7 +52,7 @@ def test_dynamic_shapes_in_a_graph_and_types_mixed():
         ]
     )
     def graph(labels, predictions):
-        return segmentation_metrics.confusion_matrix(
+        return segmentation_metrics.count_confusions(
             labels, predictions, num_classes=5, ignore_label=255
         )
 
@@ -66,7 +66,7 @@ def test_dynamic_shapes_in_a_graph_and_types_mixed():
 
 def test_only_void_pixels_count_nothing():
     labels = np.full((1, 3, 3), 255, np.int32)
-    matrix = segmentation_metrics.confusion_matrix(
+    matrix = segmentation_metrics.count_confusions(
         labels, np.zeros_like(labels), num_classes=5, ignore_label=255
     ).numpy()
     assert not matrix.any()
@@ -97,6 +97,6 @@ def test_counts_beyond_float32_and_int32():
     # 2^24 + 1 is the first integer float32 lacks; sums of int64 matrices have no limit in sight.
     count = 2**24 + 1
     labels = tf.zeros([1, 1, count], tf.uint8)
-    matrix = segmentation_metrics.confusion_matrix(labels, labels, num_classes=2, ignore_label=255)
+    matrix = segmentation_metrics.count_confusions(labels, labels, num_classes=2, ignore_label=255)
     assert int(matrix[0, 0]) == count
     assert int(sum([matrix] * 200, tf.zeros_like(matrix))[0, 0]) == 200 * count

@@ -20,14 +20,14 @@ def test_a_graph_finds_the_sizes_that_the_converter_finds(sizes):
     # than 31.5 in Python, and 31.5 in float32.
     for size in ((1, 1), (1, 80), (6, 10), (7, 45), (49, 51), (50, 33), (101, 1)):
         found = graph(np.zeros((1, *size, 3), np.uint8)).numpy()
-        assert tuple(found[1:3]) == sizes.new_size(size), size
+        assert tuple(found[1:3]) == sizes.compute_size(size), size
 
 
 def test_sizes_are_rounded_to_even_and_never_nothing():
-    assert Sizes(0.25).new_size((6, 10)) == (2, 2)
-    assert Sizes(0.25).new_size((1, 9)) == (1, 2)
-    assert Sizes(max_side=50).new_size((30, 50)) == (30, 50)
-    assert Sizes(max_side=50).new_size((30, 100)) == (15, 50)
+    assert Sizes(0.25).compute_size((6, 10)) == (2, 2)
+    assert Sizes(0.25).compute_size((1, 9)) == (1, 2)
+    assert Sizes(max_side=50).compute_size((30, 50)) == (30, 50)
+    assert Sizes(max_side=50).compute_size((30, 100)) == (15, 50)
 
 
 def pictures():
@@ -42,7 +42,7 @@ def pictures():
 @pytest.mark.parametrize("sizes", SCALES, ids=str)
 def test_pixels_are_those_of_the_converter(sizes):
     for picture in pictures():
-        height, width = sizes.new_size(picture.shape[:2])
+        height, width = sizes.compute_size(picture.shape[:2])
         lanczos = Image.Resampling.LANCZOS
         wanted = np.asarray(Image.fromarray(picture).resize((width, height), lanczos), int)
         found = sizes.bring(picture[np.newaxis])[0].numpy()
@@ -81,16 +81,16 @@ def test_an_image_of_one_pixel():
 
 def test_what_is_left_to_be_done():
     quarter, half, small = Sizes(0.25), Sizes(0.5), Sizes(max_side=50)
-    assert quarter.after(OWN_SIZE) == quarter
-    assert small.after(OWN_SIZE) == small
-    assert quarter.after(quarter) == small.after(small) == OWN_SIZE
-    assert quarter.after(half) == half
-    assert OWN_SIZE.after(half) == Sizes(2.0)
-    assert small.after(half) is None
-    assert half.after(small) is None
+    assert quarter.compute_rest(OWN_SIZE) == quarter
+    assert small.compute_rest(OWN_SIZE) == small
+    assert quarter.compute_rest(quarter) == small.compute_rest(small) == OWN_SIZE
+    assert quarter.compute_rest(half) == half
+    assert OWN_SIZE.compute_rest(half) == Sizes(2.0)
+    assert small.compute_rest(half) is None
+    assert half.compute_rest(small) is None
 
 
 def test_options_are_those_of_a_description():
     for sizes in (OWN_SIZE, *SCALES):
-        assert Sizes.of(sizes.options()) == sizes
-    assert Sizes.of({}) == OWN_SIZE
+        assert Sizes.from_options(sizes.to_options()) == sizes
+    assert Sizes.from_options({}) == OWN_SIZE

@@ -5,7 +5,7 @@ from PIL import Image
 from official import datasets
 from official.errors import RunError, UsageError
 from official.prediction import Pictures, predict
-from official.submission import new_submission
+from official.submission import make_submission
 
 BERLIN = "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit"
 
@@ -34,7 +34,7 @@ def submit(form, output_dir, names, split="test"):
         str(output_dir),
         class_names=class_names,
         palette=datasets.VOC_PALETTE[: len(class_names)],
-        submission=new_submission(form, class_names, split),
+        submission=make_submission(form, class_names, split),
     )
 
 
@@ -124,5 +124,5 @@ def test_a_network_of_other_classes(form):
     own = datasets.CITYSCAPES_NAMES if form == "cityscapes" else datasets.VOC_NAMES
     for names in (own[:-1], (*own[1:], own[0]), ("sky", "road"), [*own, "more"]):
         with pytest.raises(UsageError, match=f"--submission={form} needs"):
-            new_submission(form, names, "test")
-    new_submission(form, list(own), "test")
+            make_submission(form, names, "test")
+    make_submission(form, list(own), "test")

@@ -9,11 +9,18 @@ import pytest
 from PIL import Image
 
 from official.errors import RunError, UsageError
-from official.input_pipeline import train_batches
+from official.input_pipeline import make_train_batches
 from official.records import read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
-from tfrecords_tools.browse import PICTURE, augmented, browse, draw_sheet, padding_of, stored
+from tfrecords_tools.browse import (
+    PICTURE,
+    browse,
+    draw_sheet,
+    find_padding,
+    read_augmented,
+    read_stored,
+)
 from tfrecords_tools.convert import convert
 
 ROOT = Path(__file__).parents[2]
@@ -46,22 +53,23 @@ def number_in(name):
 def test_stored_images_are_chosen_by_the_seed_and_named(data):
     picks = set()
     for seed in range(8):
-        shown = list(stored(data, "train", 3, seed))
+        shown = list(read_stored(data, "train", 3, seed))
         numbers = [number_in(example.caption) for example in shown]
         assert numbers == sorted(set(numbers)) and len(numbers) == 3
         for number, example in zip(numbers, shown, strict=True):
             assert (example.image[..., 0] == number).all()
             assert example.caption.endswith("_leftImg8bit  40 x 72")
             assert example.label.shape == SIZE and not example.padding.any()
-        assert numbers == [number_in(e.caption) for e in stored(data, "train", 3, seed)]
+        assert numbers == [number_in(e.caption) for e in read_stored(data, "train", 3, seed)]
         picks |= {tuple(numbers)}
     assert len(picks) > 3 and set().union(*picks) == set(range(6))
 
 
-def test_augmented_images_are_what_training_is_fed(data):
-    shown = list(augmented(data, "train", 6, 3, (60, 100)))
+@pytest.mark.parametrize("longer", [None, 130])
+def test_augmented_images_are_what_training_is_fed(data, longer):
+    shown = list(read_augmented(data, "train", 6, 3, (60, 100), longer))
     # With the default flags of train.py; the batch is another, the order the same.
-    batches = train_batches(
+    batches = make_train_batches(
         *(data, "train"),
         seed=3,
         batch_size=3,
@@ -69,6 +77,7 @@ def test_augmented_images_are_what_training_is_fed(data):
         scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
         random_crop=True,
         flip=True,
+        resize_longer_side=longer,
     )
     fed = [
         pair
@@ -91,7 +100,7 @@ def test_shards_of_deeplabs_scripts_without_labels(tmp_path):
     examples = [deeplab_shards.example(i, label=False) for i in range(2)]
     deeplab_shards.write_shards(tmp_path, "test", examples, count=1, suffix=".tfrecord")
     description = read_description(str(tmp_path), 21)
-    shown = list(stored(description, "test", 2, 0))
+    shown = list(read_stored(description, "test", 2, 0))
     assert [example.caption for example in shown] == [
         *("2007_000000  40 x 56", "2007_000001  33 x 72")
     ]
@@ -102,15 +111,15 @@ def test_shards_of_deeplabs_scripts_without_labels(tmp_path):
 def test_grey_pixels_of_an_image_are_no_padding():
     image = np.random.default_rng(0).uniform(0, 127, (8, 9, 3)).astype(np.float32)
     image[2, 3:] = image[5:, 4] = 127.5
-    assert not padding_of(image).any()
+    assert not find_padding(image).any()
     image[:, 6:] = image[7:] = 127.5
     expected = np.zeros((8, 9), bool)
     expected[:, 6:] = expected[7:] = True
-    np.testing.assert_array_equal(padding_of(image), expected)
+    np.testing.assert_array_equal(find_padding(image), expected)
 
 
 def test_sheet_shows_the_image_its_overlay_and_a_legend_of_what_occurs(scene):
-    (example,) = stored(scene, "train", 1, 0)
+    (example,) = read_stored(scene, "train", 1, 0)
     sheet = np.asarray(draw_sheet([example], scene, "title"))
     # 40 x 80 is shown as wide as may be, 460, and so 230 high; below title and name.
     height, width = 230, PICTURE[1]
@@ -130,7 +139,7 @@ def test_sheet_shows_the_image_its_overlay_and_a_legend_of_what_occurs(scene):
 
 
 def test_padding_is_a_checkerboard_in_both_pictures(data):
-    examples = list(augmented(data, "train", 6, 3, (60, 100)))
+    examples = list(read_augmented(data, "train", 6, 3, (60, 100)))
     (example,) = [e for e in examples if e.padding[-1, -1]][:1]
     sheet = np.asarray(draw_sheet([example], data, "title"))
     height, width = PICTURE[0], round(PICTURE[0] * 100 / 60)
@@ -143,7 +152,7 @@ def test_padding_is_a_checkerboard_in_both_pictures(data):
 
 
 def test_pictures_of_all_shapes_fit(scene):
-    (example,) = stored(scene, "train", 1, 0)
+    (example,) = read_stored(scene, "train", 1, 0)
 
     def of_size(height, width):
         return type(example)(
@@ -203,11 +212,14 @@ def test_command_line(data, tmp_path):
     assert wrong.stderr == (
         "error: --crop_size is the size of the crops of --augmented: give both\n"
     )
+    wrong = run(tmp_path, *arguments, "--resize_longer_side=33")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: --resize_longer_side is a part of --augmented: give both\n"
 
 
 @pytest.mark.parametrize("text", ["a", "0", "33,", "33,33,33", "-5"])
 def test_crop_sizes_that_are_none(text):
-    from tfrecords_tools.browse import _crop_size
+    from tfrecords_tools.browse import _parse_crop_size
 
     with pytest.raises(UsageError, match=f"--crop_size={text}: give one positive number"):
-        _crop_size(text.split(","))
+        _parse_crop_size(text.split(","))

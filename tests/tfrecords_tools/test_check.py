@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +14,9 @@ from official.records import Description, read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools import data_flags
-from tfrecords_tools.check import check, default_figure, repeated, report
+from tfrecords_tools.check import check, choose_figure, find_repeated, report
 from tfrecords_tools.convert import convert
-from tfrecords_tools.findings import Findings, _in_parallel, ranges, read_split
+from tfrecords_tools.findings import Findings, format_ranges, read_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,14 +61,6 @@ def test_counts_and_shares(tmp_path):
     assert lines[2 + 13].split() == ["13", "car", "30", "21.43%", "1"]
     assert lines[2 + 19].split() == ["255", "void", "20", "12.50%", "1"]
     assert lines[-1].startswith("  never seen: sidewalk, building, ") and "car" not in lines[-1]
-
-
-def test_records_keep_their_order_on_several_cores():
-    def slow(i):
-        time.sleep(i % 3 / 1000)
-        return i
-
-    assert list(_in_parallel(slow, range(100))) == list(range(100))
 
 
 def test_void_may_be_the_number_of_a_class():
@@ -259,7 +250,7 @@ def test_which_splits_may_share_images(splits, is_error):
     found = {
         name: Findings(contents={b"same": [f"{name}/a"], name.encode(): ["x"]}) for name in splits
     }
-    notes, errors = repeated(found)
+    notes, errors = find_repeated(found)
     assert (len(notes), len(errors)) == (not is_error, is_error)
     (line,) = notes + errors
     assert " share 1 image(s): " in line and all(f"{name}/a" in line for name in splits)
@@ -267,7 +258,7 @@ def test_which_splits_may_share_images(splits, is_error):
 
 def test_long_lists_are_cut():
     contents = {bytes([i]): [f"a{i}", f"b{i}"] for i in range(9)}
-    (note,), _ = repeated({"train": Findings(contents=contents)})
+    (note,), _ = find_repeated({"train": Findings(contents=contents)})
     assert note == "train holds 9 image(s) more than once: a0 = b0, a1 = b1, a2 = b2, and 6 more"
 
 
@@ -322,11 +313,11 @@ def test_a_picture_that_cannot_be_written_is_said_before_all_is_read(data_dir, t
     ],
 )
 def test_numbers_are_told_as_ranges(values, words):
-    assert ranges(values) == words
+    assert format_ranges(values) == words
 
 
 def test_a_directory_that_may_not_be_written_gets_no_picture(tmp_path, capsys, monkeypatch):
-    assert default_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
+    assert choose_figure(str(tmp_path)) == f"{tmp_path}/classes.png"
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # as on a read-only disk
-    assert default_figure(str(tmp_path)) == ""
+    assert choose_figure(str(tmp_path)) == ""
     assert f"{tmp_path} cannot be written, so there is no picture" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from official.datasets import voc_palette
+from official.datasets import make_voc_palette
 from official.records import Description
 from tfrecords_tools import class_chart
 from tfrecords_tools.findings import Findings
@@ -14,7 +14,7 @@ from tfrecords_tools.findings import Findings
 
 def description(classes, void=255):
     names = tuple(f"class {i}, or one of its synonyms"[: 8 + 2 * (i % 9)] for i in range(classes))
-    return Description("toy", "", names, voc_palette(classes), void, splits={}, options={})
+    return Description("toy", "", names, make_voc_palette(classes), void, splits={}, options={})
 
 
 def findings(pixels, void=0):
@@ -41,7 +41,7 @@ def texts(figure):
 def test_bars_are_square_roots_of_shares():
     # 400 of 500 valid pixels, 100, none; 500 of all 1000 are void. In val 250 of 250.
     splits = {"train": findings([400, 100, 0], 500), "val": findings([0, 0, 250])}
-    figure = class_chart.figure(splits, description(3))
+    figure = class_chart.draw_figure(splits, description(3))
     train, val = bars(figure, "train"), bars(figure, "val")
     longest = val[2]
     assert train == pytest.approx([longest * share**0.5 for share in (0.8, 0.2, 0, 0.5)])
@@ -70,7 +70,7 @@ def test_texts_can_be_read(classes, names):
     }
     if "test" in splits:
         splits["test"] = findings([0], 10**8)
-    figure = class_chart.figure(splits, description(classes))
+    figure = class_chart.draw_figure(splits, description(classes))
     width, height = figure.get_size_inches()
     assert width < 40 and height < 16
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
@@ -85,7 +85,7 @@ def test_texts_can_be_read(classes, names):
 
 def test_a_split_without_labels_has_no_bars():
     splits = {"train": findings([1, 1]), "test": findings([0, 0], 100)}
-    figure = class_chart.figure(splits, description(2))
+    figure = class_chart.draw_figure(splits, description(2))
     assert len(bars(figure, "train")) == 3 and not bars(figure, "test")
     shown = [text.get_text() for text in texts(figure)]
     assert "test (118,287 images, no labels)" in shown and "never" not in shown

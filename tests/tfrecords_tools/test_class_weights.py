@@ -9,10 +9,10 @@ from absl import flags
 from absl.testing import flagsaver
 
 from official.errors import RunError
-from official.flagfiles import expanded
+from official.flagfiles import expand
 from official.records import read_description
 from tests.miniature import change_records, set_label, write_pair
-from tfrecords_tools.class_weights import METHODS, class_weights, flag
+from tfrecords_tools.class_weights import METHODS, compute_class_weights, format_flag
 from tfrecords_tools.convert import convert
 from tfrecords_tools.findings import read_split
 
@@ -51,7 +51,7 @@ def data_dir(tmp_path_factory):
 def test_weights_by_hand(data_dir, method, road, car):
     description = read_description(str(data_dir))
     findings = read_split("train", description.split("train"), description, labels_only=True)
-    weights = class_weights(findings, description, method)
+    weights = compute_class_weights(findings, description, method)
     expected = np.ones(19)  # of what never occurs
     expected[[ROAD, CAR]] = road, car
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
@@ -65,7 +65,9 @@ def test_all_methods_agree_where_all_classes_are_alike(data_dir):
     for counts in (findings.pixels, findings.around):
         counts[:19] = 1000
     for method in METHODS:
-        np.testing.assert_allclose(class_weights(findings, description, method), np.ones(19))
+        np.testing.assert_allclose(
+            compute_class_weights(findings, description, method), np.ones(19)
+        )
 
 
 def test_the_line_is_a_flag_of_train(data_dir, tmp_path):
@@ -87,7 +89,7 @@ def test_the_line_is_a_flag_of_train(data_dir, tmp_path):
     (tmp_path / "mine.cfg").write_text(f"# Of my own.\n--mode=train\n{line}\n")
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
-        flags.FLAGS(expanded(["train.py", f"--flagfile={tmp_path / 'mine.cfg'}"]))
+        flags.FLAGS(expand(["train.py", f"--flagfile={tmp_path / 'mine.cfg'}"]))
         read = flags.FLAGS.class_weights
     expected = np.ones(19)
     expected[[ROAD, CAR]] = 0.8361, 1.601
@@ -96,9 +98,9 @@ def test_the_line_is_a_flag_of_train(data_dir, tmp_path):
 
 def test_a_split_that_says_nothing(data_dir):
     with pytest.raises(RunError, match=r"split 'test' of .* has no labels: every pixel is void"):
-        flag(read_description(str(data_dir)), "test", "inverse")
+        format_flag(read_description(str(data_dir)), "test", "inverse")
     with pytest.raises(RunError, match="no split 'tarin'"):
-        flag(read_description(str(data_dir)), "tarin", "inverse")
+        format_flag(read_description(str(data_dir)), "tarin", "inverse")
 
 
 def test_bad_labels_have_no_weights(data_dir, tmp_path):
@@ -107,4 +109,4 @@ def test_bad_labels_have_no_weights(data_dir, tmp_path):
     bad = np.full((6, 10), 42, np.uint8)
     change_records(file, lambda i, features: set_label(features, bad))
     with pytest.raises(RunError, match=r"label 42 .*\(and 1 more\).*tfrecords_tools.check"):
-        flag(read_description(str(tmp_path / "data")), "train", "inverse")
+        format_flag(read_description(str(tmp_path / "data")), "train", "inverse")

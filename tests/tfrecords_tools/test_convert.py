@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from official.datasets import CITYSCAPES_CLASSES
 from official.errors import RunError, UsageError
+from official.parallel import map_in_order
 from official.records import parse_example, read_description
 from tests.miniature import SIZE, write_cityscapes, write_pair
 from tfrecords_tools import cityscapes
@@ -42,14 +44,14 @@ def test_cityscapes_train_ids_are_the_published_ones():
     # cityscapesScripts, labels.py: these label ids are the classes 0..18, all others are void.
     ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     expected = [ids.index(i) if i in ids else 255 for i in range(34)]
-    assert cityscapes.train_ids().tolist() == expected
-    assert len({color for _, _, color in CITYSCAPES_CLASSES}) == 19
+    assert cityscapes.make_train_id_table().tolist() == expected
+    assert len({colour for _, _, colour in CITYSCAPES_CLASSES}) == 19
     assert CITYSCAPES_CLASSES[13] == (26, "car", (0, 0, 142))
 
 
 def test_image_bytes_are_kept_and_label_ids_become_train_ids(source, tmp_path, capsys):
     convert("cityscapes", str(source), str(tmp_path / "data"))
-    table = cityscapes.train_ids()
+    table = cityscapes.make_train_id_table()
     for split, count in (("train", 4), ("val", 2)):
         records = read_records(tmp_path / "data", split)
         names = [record["filename"].decode() for record in records]
@@ -69,7 +71,7 @@ def test_image_bytes_are_kept_and_label_ids_become_train_ids(source, tmp_path, c
 def test_a_rerun_writes_the_same_records_in_the_same_order(source, tmp_path, monkeypatch):
     convert("cityscapes", str(source), str(tmp_path / "first"))
     monkeypatch.setattr(convert_module, "SHARD_BYTES", 1)
-    monkeypatch.setattr(convert_module, "AHEAD", 3)
+    monkeypatch.setattr(convert_module, "map_in_order", partial(map_in_order, ahead=3))
     convert("cityscapes", str(source), str(tmp_path / "second"))
     first, second = (read_description(str(tmp_path / name)) for name in ("first", "second"))
     assert len(first.split("train").files) == 1 and len(second.split("train").files) == 4

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from official.datasets import distinct_palette
+from official.datasets import make_distinct_palette
 from official.errors import RunError
-from official.input_pipeline import eval_images
+from official.input_pipeline import read_eval_images
 from official.records import read_description
 from tests.contents import contents
 from tfrecords_tools import folder
@@ -64,8 +64,8 @@ def test_conversion(source, tmp_path, capsys):
     description = read_description(str(tmp_path / "data"))
     assert set(description.splits) == {"train", "val", "extra"}
     assert description.class_names == ("ground", "road way", "car")
-    colors = distinct_palette(3)
-    assert description.palette == (colors[0], (1, 2, 3), colors[2])
+    colours = make_distinct_palette(3)
+    assert description.palette == (colours[0], (1, 2, 3), colours[2])
     train = contents(tmp_path / "data", "train")
     # The order of the names; files keep their bytes.
     expected = {"a": ".JPG", "b": ".png", "more/a": ".jpeg"}
@@ -225,7 +225,7 @@ def test_a_name_that_is_no_text_is_kept(source, tmp_path):
     # The name is printed with what stands for the byte 0xe9.
     assert r"masks/train/alone caf\udce9.png is left out" in done.stdout
     description = read_description(str(tmp_path / "data"))
-    names = [element["filename"].numpy()[0] for element in eval_images(description, "train")]
+    names = [element["filename"].numpy()[0] for element in read_eval_images(description, "train")]
     assert b"images/train/caf\xe9" in names
 
 
@@ -247,4 +247,4 @@ def test_one_class_alone_is_warned_of(tmp_path, capsys):
 def test_a_background_is_black(tmp_path):
     (tmp_path / "classes.txt").write_text("Background\nroad\ncar\n")
     _, palette = folder.read_classes(tmp_path / "classes.txt")
-    assert palette == ((0, 0, 0), *distinct_palette(2))
+    assert palette == ((0, 0, 0), *make_distinct_palette(2))

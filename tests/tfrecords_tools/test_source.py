@@ -28,7 +28,7 @@ def with_alpha(image):
     return image
 
 
-def png(bits, color_type, rows):
+def png(bits, colour_type, rows):
     """A PNG file as its definition says (Pillow does not write all kinds); rows: list of bytes."""
 
     def chunk(kind, data):
@@ -36,7 +36,7 @@ def png(bits, color_type, rows):
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", WIDTH, len(rows), bits, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", WIDTH, len(rows), bits, colour_type, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -46,14 +46,14 @@ def png(bits, color_type, rows):
 def sixteen_bits(channels):
     """Random values of 16 bits [H, W, channels], and a PNG of them."""
     values = np.random.default_rng(2).integers(0, 2**16, (HEIGHT, WIDTH, channels))
-    color_type = {1: 0, 3: 2, 2: 4, 4: 6}[channels]
-    return values, png(16, color_type, [row.astype(">u2").tobytes() for row in values])
+    colour_type = {1: 0, 3: 2, 2: 4, 4: 6}[channels]
+    return values, png(16, colour_type, [row.astype(">u2").tobytes() for row in values])
 
 
 def record_of(path, label_size=None):
     """What read_image finds, with the file that a record gets and what training reads from it."""
     found = read_image(path, label_size)
-    encoded, image_format = found.encoded()
+    encoded, image_format = found.encode()
     pixels = decode_image(encoded).numpy()
     assert image_format == ("png" if encoded[:4] == b"\x89PNG" else "jpeg")
     assert pixels.shape[:2] == found.size
@@ -72,11 +72,11 @@ def differs(pixels, seen):
     [
         ("rgb.png", lambda im: im, {}),
         ("grey.png", lambda im: im.convert("L"), {}),
-        ("one_color_is_transparent.png", lambda im: im, {"transparency": (1, 2, 3)}),
+        ("one_colour_is_transparent.png", lambda im: im, {"transparency": (1, 2, 3)}),
         ("rgb.jpg", lambda im: im, {}),
         ("grey.jpg", lambda im: im.convert("L"), {}),
         ("progressive.jpg", lambda im: im, {"progressive": True}),
-        ("full_color.jpg", lambda im: im, {"subsampling": 0}),
+        ("full_colour.jpg", lambda im: im, {"subsampling": 0}),
         ("no_ycbcr.jpg", lambda im: im, {"keep_rgb": True}),
         (
             "several.jpg",
@@ -130,8 +130,8 @@ def test_of_16_bits_the_upper_8_are_kept(tmp_path, channels):
     values, file = sixteen_bits(channels)
     (tmp_path / "photo.png").write_bytes(file)
     found, encoded, pixels = record_of(tmp_path / "photo.png")
-    colors = values[..., :3] if channels > 2 else values[..., :1]
-    assert np.array_equal(pixels, np.broadcast_to(colors >> 8, (*SIZE, 3)))
+    colours = values[..., :3] if channels > 2 else values[..., :1]
+    assert np.array_equal(pixels, np.broadcast_to(colours >> 8, (*SIZE, 3)))
     assert "16-bit" in found.changes and encoded[24] == 8
 
 
@@ -207,10 +207,10 @@ def test_damaged_photographs_are_refused(photo, tmp_path, suffix, damage, messag
     photo.save(path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=f"photo{suffix} {message}"):
-        read_image(path).encoded()
+        read_image(path).encode()
     if "TensorFlow" not in message:  # Pillow overlooks the others, training would stop at them
         with pytest.raises(RunError, match=f"photo{suffix} cannot be read"):
-            read_image(path).pixels()
+            read_image(path).decode()
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tif", ".webp"])
@@ -227,17 +227,17 @@ def packed(values, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("color_type", ["grey", "palette"])
-def test_label_values_are_those_that_the_file_stores(tmp_path, bits, color_type):
+@pytest.mark.parametrize("colour_type", ["grey", "palette"])
+def test_label_values_are_those_that_the_file_stores(tmp_path, bits, colour_type):
     values = np.random.default_rng(0).integers(0, 2**bits, SIZE, np.uint8)
     path = tmp_path / "mask.png"
-    if color_type == "grey":
+    if colour_type == "grey":
         path.write_bytes(png(bits, 0, packed(values, bits)))
     else:
         image = Image.fromarray(values)
         image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tolist())
         image.save(path, bits=bits)
-    assert path.read_bytes()[24:26] == bytes([bits, 0 if color_type == "grey" else 3])
+    assert path.read_bytes()[24:26] == bytes([bits, 0 if colour_type == "grey" else 3])
     found = read_index_png(path)
     assert found.dtype == np.uint8 and np.array_equal(found, values)
 
@@ -255,7 +255,7 @@ def test_label_maps_of_16_bits_may_hold_values_of_8(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_label_maps_of_colors_are_refused(photo, tmp_path, mode):
+def test_label_maps_of_colours_are_refused(photo, tmp_path, mode):
     photo.convert(mode).save(tmp_path / "mask.png")
     with pytest.raises(
         RunError, match=rf"mask.png is no label map: .* mode is {mode}: colours have to be replaced"

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import savemat
 
-from official.datasets import voc_palette
+from official.datasets import make_voc_palette
 from official.errors import RunError
 from official.records import read_description
 from tests.contents import contents
@@ -23,7 +23,7 @@ CLASSES = [
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 ]
-COLORS = {
+COLOURS = {
     "background": (0, 0, 0),
     "aeroplane": (128, 0, 0),
     "cat": (64, 0, 0),
@@ -67,7 +67,7 @@ def write_png(path: Path, label: np.ndarray, palette: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label)
     if palette:
-        image.putpalette(np.array(voc_palette(256), np.uint8).tobytes())
+        image.putpalette(np.array(make_voc_palette(256), np.uint8).tobytes())
         assert image.mode == "P"
     image.save(path)
 
@@ -137,12 +137,12 @@ def test_index_is_class_and_border_is_void(source, tmp_path, capsys):
     root, name = source / "VOCdevkit" / "VOC2012", "2007_000039"
     with Image.open(root / "SegmentationClass" / f"{name}.png") as image:
         painted = np.asarray(image.convert("RGB"))
-    assert tuple(painted[0, 5]) == COLORS["person"] and tuple(painted[2, 0]) == BORDER
+    assert tuple(painted[0, 5]) == COLOURS["person"] and tuple(painted[2, 0]) == BORDER
     convert("voc2012", str(source), str(tmp_path / "data"))
     description = read_description(str(tmp_path / "data"))
     assert list(description.class_names) == CLASSES and description.num_classes == 21
-    for class_name, color in COLORS.items():
-        assert description.palette[CLASSES.index(class_name)] == color
+    for class_name, colour in COLOURS.items():
+        assert description.palette[CLASSES.index(class_name)] == colour
     for split, names in LISTS.items():
         records = contents(tmp_path / "data", split)
         assert list(records) == [f"JPEGImages/{each}" for each in names]

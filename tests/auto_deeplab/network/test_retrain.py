@@ -260,7 +260,7 @@ def test_averages_follow_every_variable():
     # A moving average of BN, too; the rule in float64. The decays are 1/10, 2/11 and 3/12.
     for step in range(3):
         train(retrain, strategy, start=step)
-        decay = float(averaging.decay_at(0.9, tf.constant(step)))
+        decay = float(averaging.compute_decay(0.9, tf.constant(step)))
         for path, value in values(trained).items():
             wanted[path] = decay * wanted[path] + (1 - decay) * value.astype("float64")
     average = values(averages)

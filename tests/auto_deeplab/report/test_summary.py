@@ -29,7 +29,7 @@ def said(size, updates=100, rows=(), **more):
     alpha, beta = probabilities(np.random.default_rng(1), size)
     genotype = decoding.decode(alpha, beta, search_space.OPERATIONS, BLOCKS)
     options = {"model_dir": "runs/a b", "data_dir": "data", "crop_size": [65, 97], **more}
-    return summary.summarise_search(
+    return summary.summarize_search(
         rows, genotype, seconds=125, learning_rate=0.03, updates=updates, **options
     )
 
@@ -94,7 +94,7 @@ def test_the_next_commands_can_be_copied(monkeypatch):
     assert {"--model_dir=runs/a b_train", "--crop_size=65,97"} <= set(command)
     (flagfile,) = [word.partition("=")[2] for word in command if word.startswith("--flagfile=")]
     assert (CONFIGS / flagfile).is_file()  # where short names are found
-    text = summary.summarise_training([], seconds=1, model_dir="it's", data_dir="data")
+    text = summary.summarize_training([], seconds=1, model_dir="it's", data_dir="data")
     command = shlex.split(line(text, "next, all").partition(": ")[2])
     assert command[2:] == ["--mode=eval", "--data_dir=data", "--model_dir=it's"]
 

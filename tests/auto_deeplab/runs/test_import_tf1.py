@@ -226,7 +226,7 @@ def test_class_names_by_their_number():
     for count, dataset, names, palette in (
         (19, "cityscapes", datasets.CITYSCAPES_NAMES, datasets.CITYSCAPES_PALETTE),
         (21, "voc2012", datasets.VOC_NAMES, datasets.VOC_PALETTE),
-        (3, "unknown", ("class 0", "class 1", "class 2"), datasets.distinct_palette(3)),
+        (3, "unknown", ("class 0", "class 1", "class 2"), datasets.make_distinct_palette(3)),
     ):
         classes = name_classes(count, None)
         assert (classes.dataset, *map(tuple, classes[1:3])) == (dataset, names, palette)

@@ -40,8 +40,8 @@ def test_load_gives_what_eval_uses(root, monkeypatch):
         used.append(model(IMAGES))
         return make(model, *arguments, **options)
 
-    make = evaluate.split_evaluator
-    monkeypatch.setattr(evaluate, "split_evaluator", evaluator)
+    make = evaluate.make_split_evaluator
+    monkeypatch.setattr(evaluate, "make_split_evaluator", evaluator)
     common = ("--mode=eval", f"--data_dir={root / 'data'}", f"--model_dir={root / 'run'}")
     for more in ((), (f"--checkpoint={root / 'run/checkpoints/ckpt-1'}",)):
         done = train_here(*common, "--max_eval_images=1", *more)

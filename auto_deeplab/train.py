@@ -51,8 +51,8 @@ from auto_deeplab.runs.run_record import NETWORK, NETWORK_SHAPE
 from auto_deeplab.runs.saved_network import (
     check_genotype,
     find_checkpoint,
-    new_network,
-    trained_network,
+    load_network,
+    make_network,
 )
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.architecture import Architecture
@@ -238,7 +238,7 @@ def train_mode() -> None:
     check_batch_norm()
     check_mining()
     identity = {
-        "genotype": run_record.architecture(genotype),
+        "genotype": run_record.describe_architecture(genotype),
         **flags_identity(TRAIN_IDENTITY),
     }
     check_model_dir(identity)
@@ -264,7 +264,7 @@ def train_mode() -> None:
         training.start_averages()
     if distribution.is_chief(strategy):
         genotype.save(os.path.join(FLAGS.model_dir, run_record.GENOTYPE))
-        write_record(identity, description)
+        write_record(identity, description, **{run_record.CONFIG: network.get_config()})
 
     evaluate = validation(answers(averaged or network), description, strategy)
     stream = input_pipeline.distributed_batches(
@@ -288,7 +288,7 @@ def train_mode() -> None:
         writes=distribution.is_chief(strategy),
     )
     if distribution.is_chief(strategy):
-        figures.history(rows, run_record.figure(FLAGS.model_dir, "history"))
+        figures.history(rows, run_record.make_figure_path(FLAGS.model_dir, "history"))
         say(f"trained: {store.latest()}")
         places = {"model_dir": FLAGS.model_dir, "data_dir": FLAGS.data_dir}
         say(summary.of_training(rows, seconds=time.monotonic() - began, **places))
@@ -350,7 +350,7 @@ def evaluation_files(name: str) -> tuple[str, str, str]:
     return (
         os.path.join(FLAGS.model_dir, f"metrics{name}.json"),
         os.path.join(FLAGS.model_dir, f"confusion_matrix{name}.csv"),
-        run_record.figure(FLAGS.model_dir, f"confusion_matrix{name}"),
+        run_record.make_figure_path(FLAGS.model_dir, f"confusion_matrix{name}"),
     )
 
 
@@ -427,7 +427,7 @@ def profile_mode() -> None:
         genotype, num_classes = named_genotype(), FLAGS.num_classes
         identity = flag_defaults(NETWORK) | {name: FLAGS[name].value for name in NETWORK_SHAPE}
     say(genotype.describe())
-    network = new_network(genotype, identity, num_classes)
+    network = make_network(genotype, identity, num_classes)
     parts = model_cost.count(network, tuple(FLAGS.crop_size))
     print(model_cost.format_table(parts, tuple(FLAGS.crop_size)))
     print(json.dumps(model_cost.summary(parts, tuple(FLAGS.crop_size))))
@@ -679,7 +679,7 @@ def check_init_checkpoint(genotype: Genotype) -> None:
     flag = f"--init_checkpoint={FLAGS.init_checkpoint}"
     try:
         prefix = saved_network.find_weights(FLAGS.init_checkpoint)
-        record = run_record.beside(prefix)
+        record = run_record.read_beside(prefix)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
     if record and record["mode"] != "train":
@@ -694,7 +694,7 @@ def check_init_checkpoint(genotype: Genotype) -> None:
         raise UsageError(f"{flag}: {error}; give --genotype={beside}") from None
     there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
     wanted = [
-        f"--{name}={run_record.short(value)}".replace("[", "").replace("]", "").replace(" ", "")
+        f"--{name}={run_record.shorten(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()
         if value != FLAGS[name].value
     ]
@@ -702,13 +702,16 @@ def check_init_checkpoint(genotype: Genotype) -> None:
         raise UsageError(f"{flag} is a network of other widths: give {' '.join(wanted)}")
 
 
-def write_record(identity: run_record.Record, description: Description) -> None:
+def write_record(
+    identity: run_record.Record, description: Description, **more: run_record.Record
+) -> None:
     """Writes run.json, and flags.cfg, with which the run can be resumed."""
-    facts = {
+    facts: run_record.Record = {
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
         run_record.SCALE: Sizes.of(description.options).options(),
+        **more,
     }
     run_record.write(FLAGS.model_dir, FLAGS.mode, identity, facts)
     run_record.write_flags(FLAGS.model_dir, mode_flags.of_mode(FLAGS.mode, FLAGS))
@@ -851,12 +854,12 @@ def write_architecture(architecture: Architecture, step: int, dataset: str, seed
     genotype, beta = bilevel.decoded(architecture, meta)
     directory = FLAGS.model_dir
     genotype.save(os.path.join(directory, run_record.GENOTYPE))
-    figures.network(genotype, run_record.figure(directory, "network"), beta=beta)
-    figures.cell(genotype, run_record.figure(directory, "cell"))
+    figures.network(genotype, run_record.make_figure_path(directory, "network"), beta=beta)
+    figures.cell(genotype, run_record.make_figure_path(directory, "cell"))
     rows = read_history(directory)
     if rows:
         uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
-        figures.history(rows, run_record.figure(directory, "history"), uniform)
+        figures.history(rows, run_record.make_figure_path(directory, "history"), uniform)
     say(genotype.describe())
     say(f"decoded at step {step}: {directory}/{run_record.GENOTYPE}, pictures in figures/")
     return genotype
@@ -936,9 +939,16 @@ def new_training(
     strategy: tf.distribute.Strategy,
 ) -> Retrain:
     """Network, optimizer and, if wanted, averages; call it in the strategy's scope."""
-    arguments = (genotype, identity, description.num_classes, FLAGS.sync_batch_norm)
-    network = new_network(*arguments)
-    averaged = new_network(*arguments) if FLAGS.ema_decay else None
+    new_network = partial(
+        make_network,
+        *(genotype, identity, description.num_classes),
+        sync_batch_norm=FLAGS.sync_batch_norm,
+        class_names=description.class_names,
+        palette=description.palette,
+        sizes=Sizes.of(description.options),
+    )
+    network = new_network()
+    averaged = new_network() if FLAGS.ema_decay else None
     last_layer = {id(variable) for variable in network.decoder.logits.variables}
     multiplier = FLAGS.last_layer_learning_rate_multiplier
     optimizer = optimizers.sgd(
@@ -972,7 +982,7 @@ def trained(strategy: tf.distribute.Strategy) -> tuple[Network, int, str]:
     """The network of model_dir with a checkpoint's weights, its step, and the checkpoint's path."""
     say(run_record.read_genotype(FLAGS.model_dir).describe())
     with strategy.scope():
-        return trained_network(FLAGS.model_dir, FLAGS.checkpoint)
+        return load_network(FLAGS.model_dir, FLAGS.checkpoint)
 
 
 def stream_options() -> dict[str, Any]:

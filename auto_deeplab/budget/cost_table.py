@@ -255,7 +255,7 @@ class _Builder:
         second = self._map(before_last, self._channels(layer - 2, before_last))
         cell = PathCell((), self.filters[level], (before_last, last, level), BATCH_NORM, "inputs")
         cell.build(first.shape, second.shape)
-        return cell.inputs, [first, second]
+        return cell.adapt_inputs, [first, second]
 
     def _blocks(self, level: int) -> Piece:
         # Identities, so that sums and concatenation are all that is left. The sums differ, lest

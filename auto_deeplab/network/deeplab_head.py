@@ -20,10 +20,10 @@ ATROUS_RATES = (6, 12, 18)
 DROPOUT_KEEP_PROB = 0.9
 
 
-def conv_norm(
+def make_conv_norm(
     filters: int, size: int, batch_norm: MakeBatchNorm, name: str | None = None, rate: int = 1
 ) -> ConvNorm:
-    """A convolution and BN as ASPP and decoder have them."""
+    """Makes a convolution and BN as ASPP and decoder have them."""
     return ConvNorm(
         filters,
         size,
@@ -49,19 +49,23 @@ class ASPP(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         self.filters = filters
-        self.pooled = conv_norm(filters, 1, batch_norm, "pooled")
+        self.pooled = make_conv_norm(filters, 1, batch_norm, "pooled")
         rates = [rate * 16 // output_stride for rate in ATROUS_RATES]
-        self.branches = [conv_norm(filters, 1, batch_norm, "branch_0")] + [
-            conv_norm(filters, 3, batch_norm, f"branch_{number}", rate)
+        self.branches = [make_conv_norm(filters, 1, batch_norm, "branch_0")] + [
+            make_conv_norm(filters, 3, batch_norm, f"branch_{number}", rate)
             for number, rate in enumerate(rates, start=1)
         ]
-        self.project = conv_norm(filters, 1, batch_norm, "project")
+        self.project = make_conv_norm(filters, 1, batch_norm, "project")
 
     def build(self, shape: Shape) -> None:
         """Creates all variables."""
         for layer in [self.pooled, *self.branches]:
             layer.build(shape)
         self.project.build((*shape[:-1], (1 + len(self.branches)) * self.filters))
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        """[N, h, w, C] -> [N, h, w, filters]."""
+        return (*shape[:-1], self.filters)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[N, h, w, C] -> [N, h, w, filters]."""
@@ -92,8 +96,10 @@ class Decoder(keras.layers.Layer):
         name: str,
     ) -> None:
         super().__init__(name=name)
-        self.low_level = conv_norm(low_level_filters, 1, batch_norm, "low_level")
-        self.convs = [conv_norm(filters, 3, batch_norm, f"conv_{number}") for number in range(2)]
+        self.low_level = make_conv_norm(low_level_filters, 1, batch_norm, "low_level")
+        self.convs = [
+            make_conv_norm(filters, 3, batch_norm, f"conv_{number}") for number in range(2)
+        ]
         self.logits = keras.layers.Conv2D(
             num_classes,
             1,
@@ -111,6 +117,10 @@ class Decoder(keras.layers.Layer):
             conv.build((None, None, None, channels))
             channels = conv.filters
         self.logits.build((None, None, None, channels))
+
+    def compute_output_shape(self, encoded_shape: Shape, low_level_shape: Shape) -> Shape:
+        """The shape of the logits, from those of `call`'s first two arguments."""
+        return (*low_level_shape[:-1], self.logits.filters)
 
     def call(self, encoded: tf.Tensor, low_level: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns float32 logits at stride 4.

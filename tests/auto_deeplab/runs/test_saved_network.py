@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,7 +15,9 @@ from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import initialize, load_network
 from auto_deeplab.space.genotype import Genotype
 from official.checkpoints import Checkpoints
+from official.datasets import CITYSCAPES_NAMES
 from official.errors import RunError, UsageError
+from official.sizes import OWN_SIZE
 from tests.auto_deeplab.training import assert_same, values
 from tests.command import TINY_GENOTYPE, TINY_NETWORK, train_here
 from tests.miniature import SIZE, write_cityscapes
@@ -58,6 +61,60 @@ def test_load_gives_what_eval_uses(root, monkeypatch):
     assert np.abs(newest - older).max() > 1e-3
     # The image matters.
     assert np.abs(auto_deeplab.load(root / "run")(255 - IMAGES) - newest).max() > 1e-3
+
+
+def test_a_loaded_network_is_the_one_that_was_trained(root):
+    record = run_record.read(str(root / "run"), "train")
+    loaded = auto_deeplab.load(root / "run")
+    # Names and colours of the data that it was trained on, and every option of the command line.
+    assert loaded.get_config() == record[run_record.CONFIG]
+    assert list(loaded.class_names) == record["class_names"] == list(CITYSCAPES_NAMES)
+    assert [list(color) for color in loaded.palette] == record["palette"]
+    assert loaded.get_config()["batch_norm_decay"] == 0.1
+    assert loaded.get_config()["head_filters"] == 8
+
+
+def test_the_record_of_an_older_run_is_read_too(root, tmp_path):
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    del record[run_record.CONFIG]
+    record[run_record.SCALE] = {"resize_factor": 0.5}
+    (run / "run.json").write_text(json.dumps(record))
+    old, new = auto_deeplab.load(run), auto_deeplab.load(root / "run")
+    np.testing.assert_array_equal(old(IMAGES), new(IMAGES))
+    assert old.get_config() == new.get_config() | {"sizes": {"resize_factor": 0.5}}
+    # The oldest knew neither the scale nor the colours.
+    del record[run_record.SCALE], record["palette"]
+    (run / "run.json").write_text(json.dumps(record))
+    oldest = auto_deeplab.load(run)
+    assert oldest.palette is None and oldest.sizes == OWN_SIZE
+
+
+def test_a_run_becomes_a_keras_file(root, tmp_path):
+    loaded = auto_deeplab.load(root / "run")
+    loaded.save(tmp_path / "street.keras")
+    again = keras.saving.load_model(tmp_path / "street.keras")
+    np.testing.assert_array_equal(again(IMAGES), loaded(IMAGES))
+    assert again.get_config() == loaded.get_config()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda config: config.pop("genotype"),
+        lambda config: config.update(genotype={"format": 1}),
+        lambda config: config.update(num_classes=7),  # and 19 names
+        lambda config: config.update(unheard_of=1),
+        lambda config: config.update(sizes=None),
+    ],
+)
+def test_a_damaged_description_of_the_network(root, tmp_path, spoil):
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    spoil(record[run_record.CONFIG])
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r'run/run\.json is damaged: "network" describes no network'):
+        auto_deeplab.load(run)
 
 
 def test_averaged_weights_are_taken_if_the_run_averaged(root, tmp_path):

@@ -448,7 +448,7 @@ def write_cost_table() -> None:
     settings = {name: FLAGS[name].value for name in cost_table.SETTINGS}
     table = cost_table.measure(settings, FLAGS.cost_metric)
     table.save(FLAGS.cost_table)
-    cheapest, dearest = expected_cost.bounds(table, FLAGS.operations, FLAGS.num_layers)
+    cheapest, dearest = expected_cost.compute_bounds(table, FLAGS.operations, FLAGS.num_layers)
     summary = {
         "cost_table": FLAGS.cost_table,
         "metric": table.metric,
@@ -567,7 +567,7 @@ def checked_cost_table() -> cost_table.CostTable | None:
         expected_cost.check(table, FLAGS.operations, FLAGS.num_blocks)
     except ValueError as error:
         raise UsageError(f"--cost_table: {error}") from None
-    cheapest, dearest = expected_cost.bounds(table, FLAGS.operations, FLAGS.num_layers)
+    cheapest, dearest = expected_cost.compute_bounds(table, FLAGS.operations, FLAGS.num_layers)
     if not cheapest < FLAGS.cost_budget < dearest:
         say(
             f"warning: --cost_budget={FLAGS.cost_budget} {cost_table.UNITS[table.metric]}: all "
@@ -581,7 +581,7 @@ def cost_term(table: cost_table.CostTable | None) -> bilevel.CostTerm | None:
     """What a search with that table adds to the architecture's loss; None without one."""
     if table is None:
         return None
-    return expected_cost.budget_term(
+    return expected_cost.make_budget_term(
         table, FLAGS.operations, budget=FLAGS.cost_budget, weight=FLAGS.cost_weight
     )
 

@@ -39,9 +39,9 @@ class ASPP(keras.layers.Layer):
     """Image mean, 1x1 and three atrous 3x3 branches, concatenated and projected; each BN, ReLU.
 
     Args:
-      filters: channels of every branch and of the output.
-      output_stride: image pixels per input feature: 4, 8, 16 or 32.
-      batch_norm: makes each BN.
+        filters: channels of every branch and of the output.
+        output_stride: image pixels per input feature: 4, 8, 16 or 32.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Decoder(keras.layers.Layer):
     """ASPP's output at the size of a stride-4 feature, both concatenated, two 3x3, the classes.
 
     Args:
-      num_classes: channels of the logits.
-      filters: of the two 3x3 convolutions.
-      low_level_filters: to which the stride-4 feature is projected.
-      batch_norm: makes each BN.
+        num_classes: channels of the logits.
+        filters: of the two 3x3 convolutions.
+        low_level_filters: to which the stride-4 feature is projected.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class Decoder(keras.layers.Layer):
         """Returns float32 logits at stride 4.
 
         Args:
-          encoded: [N, h, w, C], ASPP's output at any stride.
-          low_level: [N, (H - 1) / 4 + 1, (W - 1) / 4 + 1, D].
-          training: whether BN uses the batch's statistics.
+            encoded: [N, h, w, C], ASPP's output at any stride.
+            low_level: [N, (H - 1) / 4 + 1, (W - 1) / 4 + 1, D].
+            training: whether BN uses the batch's statistics.
         """
         encoded = resize_bilinear(encoded, sides(low_level))
         low_level = tf.nn.relu(self.low_level(low_level, training=training))

@@ -33,8 +33,8 @@ class Stem(keras.layers.Layer):
     """Three 3x3 convolutions of stride 2, 1, 2, each with BN; ReLU between them.
 
     Args:
-      filters: output channels of the three.
-      batch_norm: makes each BN.
+        filters: output channels of the three.
+        batch_norm: makes each BN.
     """
 
     def __init__(self, filters: Sequence[int], batch_norm: MakeBatchNorm, name: str) -> None:
@@ -68,10 +68,10 @@ class Cell(keras.layers.Layer):
     """The blocks of a cell: each the sum of two operations on inputs or earlier blocks.
 
     Args:
-      blocks: a cell of a Genotype: two (input, operation) per block.
-      filters: C, the channels of every block.
-      stride: of the operations on the cell's two inputs, 1 or 2.
-      batch_norm: makes each BN.
+        blocks: a cell of a Genotype: two (input, operation) per block.
+        filters: C, the channels of every block.
+        stride: of the operations on the cell's two inputs, 1 or 2.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Cell(keras.layers.Layer):
         """Returns the concatenation of the B blocks.
 
         Args:
-          first, second: H^{l-1} and H^{l-2}, brought to [N, H, W, C] both.
-          training: whether BN uses the batch's statistics.
-          drop_path: what each operation's output is multiplied by per example, [N, 2 B] with the
-            left and right one of every block in turn; skip_connect is never dropped.
+            first, second: H^{l-1} and H^{l-2}, brought to [N, H, W, C] both.
+            training: whether BN uses the batch's statistics.
+            drop_path: what each operation's output is multiplied by per example, [N, 2 B] with the
+                left and right one of every block in turn; skip_connect is never dropped.
 
         Returns:
-          [N, ceil(H / stride), ceil(W / stride), B * C].
+            [N, ceil(H / stride), ceil(W / stride), B * C].
         """
         states = [first, second]
         for block in range(len(self.operations) // 2):
@@ -137,11 +137,11 @@ class PathCell(keras.layers.Layer):
     """A cell of the path: both inputs are brought to one size and C channels, then `Cell`.
 
     Args:
-      blocks: a cell of a Genotype.
-      filters: C.
-      levels: of H^{l-2}, H^{l-1} and the cell itself. Where the cell's is finer than that of
-        H^{l-1}, H^{l-1} is doubled first; where it is coarser, the cell has stride 2.
-      batch_norm: makes each BN.
+        blocks: a cell of a Genotype.
+        filters: C.
+        levels: of H^{l-2}, H^{l-1} and the cell itself. Where the cell's is finer than that of
+            H^{l-1}, H^{l-1} is doubled first; where it is coarser, the cell has stride 2.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -221,34 +221,37 @@ class Network(keras.Model):
     and its logits are float32.
 
     Args:
-      genotype: path and cells.
-      num_classes: channels of the logits.
-      filter_multiplier: F; the cells of level k have C = F * 2^k filters. Table 2's Auto-DeepLab-S,
-        -M and -L have 20, 32 and 48.
-      stem_filters: channels of the stem's three convolutions.
-      batch_norm_decay: share of the old moving statistics kept at each step. A training of T steps
-        needs one whose T-th power is near 0, or it is evaluated with the initial statistics.
-      fine_tune_batch_norm: False uses BN's moving statistics in training too, and leaves them.
-      sync_batch_norm: whether BN normalises by the global batch's statistics or by each replica's.
-      drop_path_keep_prob: in (0, 1], for the last cell at the last step; see `schedule_drop_path`.
-      head_filters: channels of ASPP and decoder.
-      low_level_filters: channels of the decoder's stride-4 feature.
-      class_names: what the classes are called, if that is known.
-      palette: (red, green, blue) in 0..255 of each class, if that is known.
-      sizes: what was done to the sizes of the images that it was trained on.
-      seed: where the seeds begin that `call` draws when it is given none; None: anywhere, or where
-        keras.utils.set_random_seed says.
+        genotype: path and cells.
+        num_classes: channels of the logits.
+        filter_multiplier: F; the cells of level k have C = F * 2^k filters. Table 2's
+            Auto-DeepLab-S, -M and -L have 20, 32 and 48.
+        stem_filters: channels of the stem's three convolutions.
+        batch_norm_decay: share of the old moving statistics kept at each step. A training of T
+            steps needs one whose T-th power is near 0, or it is evaluated with the initial
+            statistics.
+        fine_tune_batch_norm: False uses BN's moving statistics in training too, and leaves them.
+        sync_batch_norm: whether BN normalises by the global batch's statistics or by each
+            replica's.
+        drop_path_keep_prob: in (0, 1], for the last cell at the last step; see
+            `schedule_drop_path`.
+        head_filters: channels of ASPP and decoder.
+        low_level_filters: channels of the decoder's stride-4 feature.
+        class_names: what the classes are called, if that is known.
+        palette: (red, green, blue) in 0..255 of each class, if that is known.
+        sizes: what was done to the sizes of the images that it was trained on.
+        seed: where the seeds begin that `call` draws when it is given none; None: anywhere, or
+            where keras.utils.set_random_seed says.
 
     Attributes:
-      genotype: the argument.
-      class_names, palette: the arguments.
-      sizes: the scale of the images that it was trained on, if that is known: as large as things
-        were there they should be in the images that it is given. `sizes.answer(network, images)`
-        sees to it, and gives logits of the images' own size.
+        genotype: the argument.
+        class_names, palette: the arguments.
+        sizes: the scale of the images that it was trained on, if that is known: as large as things
+            were there they should be in the images that it is given. `sizes.answer(network,
+            images)` sees to it, and gives logits of the images' own size.
 
     Raises:
-      ValueError: drop_path_keep_prob is not in (0, 1], or there are not as many names or colours as
-        classes.
+        ValueError: drop_path_keep_prob is not in (0, 1], or there are not as many names or colours
+            as classes.
     """
 
     def __init__(
@@ -374,13 +377,15 @@ class Network(keras.Model):
         """Returns logits, float32 [N, H, W, num_classes].
 
         Args:
-          images: float32 or uint8 [N, H, W, 3] of any size, values 0..255.
-          training: whether dropout and drop path act and BN, if fine-tuned, uses batch statistics.
-          seeds: int32 [N, 2]; what is dropped from an example in training depends on its seed
-            alone, not on the rest of the batch. None, as in `fit`: new ones at each call, drawn by
-            a keras.random.SeedGenerator.
-          progress: t / T, the share of training that is done, by which drop path grows. None, as in
-            `fit`, which does not know T: drop path has its final strength from the first step on.
+            images: float32 or uint8 [N, H, W, 3] of any size, values 0..255.
+            training: whether dropout and drop path act and BN, if fine-tuned, uses batch
+                statistics.
+            seeds: int32 [N, 2]; what is dropped from an example in training depends on its seed
+                alone, not on the rest of the batch. None, as in `fit`: new ones at each call, drawn
+                by a keras.random.SeedGenerator.
+            progress: t / T, the share of training that is done, by which drop path grows. None, as
+                in `fit`, which does not know T: drop path has its final strength from the first
+                step on.
         """
         size = sides(images)
         x = network_input(images)

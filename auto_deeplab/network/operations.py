@@ -76,12 +76,12 @@ class ConvNorm(keras.layers.Layer):
     """A dense convolution with SAME padding, then BN; no ReLU.
 
     Args:
-      filters: output channels.
-      size: side of the kernel.
-      stride, rate: of the convolution; one of them is 1.
-      batch_norm: makes the BN.
-      epsilon: of BN.
-      initializer: makes the kernel's initializer.
+        filters: output channels.
+        size: side of the kernel.
+        stride, rate: of the convolution; one of them is 1.
+        batch_norm: makes the BN.
+        epsilon: of BN.
+        initializer: makes the kernel's initializer.
     """
 
     def __init__(
@@ -184,8 +184,8 @@ class AtrousConv(keras.layers.Layer):
     same pixels of the input.
 
     Args:
-      conv: ConvNorm or SeparableNorm.
-      size: side of the kernel.
+        conv: ConvNorm or SeparableNorm.
+        size: side of the kernel.
     """
 
     def __init__(

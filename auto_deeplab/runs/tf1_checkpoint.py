@@ -44,9 +44,9 @@ class Classes(NamedTuple):
     """What a network's classes are called.
 
     Attributes:
-      dataset: the data's name.
-      names, palette: one name and one (red, green, blue) in 0..255 per class.
-      guessed: whether all this goes by the number of classes alone.
+        dataset: the data's name.
+        names, palette: one name and one (red, green, blue) in 0..255 per class.
+        guessed: whether all this goes by the number of classes alone.
     """
 
     dataset: str
@@ -61,18 +61,18 @@ def import_checkpoint(
     """Writes output_dir, whole or not at all: a --model_dir as of a finished training.
 
     Args:
-      checkpoint: path prefix of a TF1 checkpoint, one of its files, or its directory.
-      output_dir: does not exist, or is empty.
-      description: of the data that the network was trained on; gives the classes' names, which
-        are not in a checkpoint.
+        checkpoint: path prefix of a TF1 checkpoint, one of its files, or its directory.
+        output_dir: does not exist, or is empty.
+        description: of the data that the network was trained on; gives the classes' names, which
+            are not in a checkpoint.
 
     Returns:
-      what was found and written, in lines for people.
+        what was found and written, in lines for people.
 
     Raises:
-      UsageError: there is something in output_dir.
-      RunError: the checkpoint is missing or damaged or belongs to another network, the data has
-        another number of classes, or output_dir cannot be written.
+        UsageError: there is something in output_dir.
+        RunError: the checkpoint is missing or damaged or belongs to another network, the data has
+            another number of classes, or output_dir cannot be written.
     """
     target = Path(os.path.abspath(output_dir))
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -120,7 +120,7 @@ def find(path: str) -> str:
     """The path prefix of a TF1 checkpoint, from the prefix, one of its files, or its directory.
 
     Raises:
-      RunError: there is none.
+        RunError: there is none.
     """
     if os.path.isdir(path):
         files = glob.glob(os.path.join(glob.escape(path), "*.index"))
@@ -178,16 +178,16 @@ def match_variables(
     """Compares the network with the checkpoint.
 
     Args:
-      prefix: of the checkpoint.
-      network: built.
-      shapes, types: of the checkpoint's variables, by name.
+        prefix: of the checkpoint.
+        network: built.
+        shapes, types: of the checkpoint's variables, by name.
 
     Returns:
-      The path of each variable of the network -> the name in the checkpoint of what it gets, its
-      moving average if that is there; and the names of optimizers' variables.
+        The path of each variable of the network -> the name in the checkpoint of what it gets, its
+        moving average if that is there; and the names of optimizers' variables.
 
     Raises:
-      RunError: the two are not the same in names, shapes and types.
+        RunError: the two are not the same in names, shapes and types.
     """
     plain = {variable.path: find_tf1_name(variable.path) for variable in network.variables}
     averages = {name for name in shapes if name.endswith(f"/{AVERAGE}")}
@@ -228,7 +228,7 @@ def name_classes(num_classes: int, description: Description | None) -> Classes:
     """The classes, from the data's description or else from their number.
 
     Raises:
-      RunError: the data has another number of classes.
+        RunError: the data has another number of classes.
     """
     if description:
         if description.num_classes != num_classes:

@@ -29,11 +29,11 @@ def find_tf1_name(path: str) -> str:
     """Finds what a variable is called in TF1's graph; its shape is the same there.
 
     Args:
-      path: of a variable of a `Network` with the published genotype, such as
-        network/cell_0/blocks/block_0_right/first/norm/gamma.
+        path: of a variable of a `Network` with the published genotype, such as
+            network/cell_0/blocks/block_0_right/first/norm/gamma.
 
     Returns:
-      such as hnasnet/cell_0/comb_iter_0/right/bn_sep_3x3_1/gamma.
+        such as hnasnet/cell_0/comb_iter_0/right/bn_sep_3x3_1/gamma.
     """
     layer, _, variable = path.removeprefix("network/").rpartition("/")
     convolution, norm = _find_scopes(layer.removesuffix("/norm"))

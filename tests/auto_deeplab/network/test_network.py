@@ -159,7 +159,7 @@ def plain_network(weights, x, path):
 
 
 def test_equals_the_plain_formula_of_the_released_network():
-    # The published cell; a path with every kind of move and, as the published one, three layers at
+    # The published cell; a path with every kind of edge and, as the published one, three layers at
     # stride 4 first.
     path = (0, 0, 0, 1, 2, 1, 1)
     keras.utils.set_random_seed(0)

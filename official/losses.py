@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 
-def pixel_cross_entropy(
+def sum_cross_entropy(
     labels: tf.Tensor,
     logits: tf.Tensor,
     *,
@@ -20,20 +20,20 @@ def pixel_cross_entropy(
     over the replicas). Class weights multiply a pixel's loss, not the divisor.
 
     Args:
-      labels: integers [N, H, W] in 0..C-1, or ignore_label for a pixel that has no say: it adds
-        exactly 0 to the loss and to the gradient.
-      logits: floats [N, H, W, C]; computed in float32 whatever their type.
-      ignore_label: the label that means void.
-      class_weights: C factors >= 0, one per class; None for all 1.
-      top_k_pixels: share in (0, 1], a number or a scalar float64 tensor. Of each image's v valid
-        pixels, only the ceil(share * v) of the largest losses count, after weighting by class;
-        of equal ones, those that come first. The others get no gradient. 1: all count.
+        labels: integers [N, H, W] in 0..C-1, or ignore_label for a pixel that has no say: it adds
+            exactly 0 to the loss and to the gradient.
+        logits: floats [N, H, W, C]; computed in float32 whatever their type.
+        ignore_label: the label that means void.
+        class_weights: C factors >= 0, one per class; None for all 1.
+        top_k_pixels: share in (0, 1], a number or a scalar float64 tensor. Of each image's v valid
+            pixels, only the ceil(share * v) of the largest losses count, after weighting by class;
+            of equal ones, those that come first. The others get no gradient. 1: all count.
 
     Returns:
-      loss_sum and count, float32 scalars; both 0 when every pixel is void.
+        loss_sum and count, float32 scalars; both 0 when every pixel is void.
     """
     valid = tf.not_equal(labels, ignore_label)
-    counts = counted_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
+    counts = count_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
     # The operation accepts class numbers only: void pixels borrow class 0 and are dropped below.
     classes = tf.where(valid, labels, tf.zeros_like(labels))
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -41,35 +41,37 @@ def pixel_cross_entropy(
     )
     if class_weights is not None:
         losses *= tf.gather(tf.constant(class_weights, tf.float32), classes)
-    if _mines(top_k_pixels):
-        loss_sum = _sum_of_hardest(losses, valid, counts)
+    if _selects_pixels(top_k_pixels):
+        loss_sum = _sum_hardest(losses, valid, counts)
     else:
         loss_sum = tf.reduce_sum(tf.where(valid, losses, tf.zeros_like(losses)))
     return loss_sum, tf.cast(tf.reduce_sum(counts), tf.float32)
 
 
-def counted_pixels(
+def count_pixels(
     labels: tf.Tensor, *, ignore_label: int, top_k_pixels: tf.Tensor | float = 1.0
 ) -> tf.Tensor:
-    """How many pixels of each image count, int64 [N]; see `pixel_cross_entropy`."""
+    """How many pixels of each image count, int64 [N]; see `sum_cross_entropy`."""
     valid = tf.math.count_nonzero(tf.not_equal(labels, ignore_label), [1, 2])
-    if not _mines(top_k_pixels):
+    if not _selects_pixels(top_k_pixels):
         return valid
     # In float32, rounding would add pixels: 0.3 * 100000 is above 30000 there.
     share = tf.convert_to_tensor(top_k_pixels, tf.float64)
     return tf.cast(tf.math.ceil(share * tf.cast(valid, tf.float64)), tf.int64)
 
 
-def mining_share(top_k_pixels: float, hard_mining_steps: int, step: tf.Tensor) -> tf.Tensor | float:
+def compute_mining_share(
+    top_k_pixels: float, hard_mining_steps: int, step: tf.Tensor
+) -> tf.Tensor | float:
     """The share of pixels that count at a step: a straight line from 1 to top_k_pixels.
 
     Args:
-      top_k_pixels: in (0, 1], reached at step hard_mining_steps and kept.
-      hard_mining_steps: 0 for top_k_pixels at once.
-      step: integer scalar, the number of steps made.
+        top_k_pixels: in (0, 1], reached at step hard_mining_steps and kept.
+        hard_mining_steps: 0 for top_k_pixels at once.
+        step: integer scalar, the number of steps made.
 
     Returns:
-      A scalar float64 tensor; a number where it does not depend on the step.
+        A scalar float64 tensor; a number where it does not depend on the step.
     """
     if hard_mining_steps == 0 or top_k_pixels == 1.0:
         return top_k_pixels
@@ -77,11 +79,11 @@ def mining_share(top_k_pixels: float, hard_mining_steps: int, step: tf.Tensor) -
     return 1.0 - done * (1.0 - top_k_pixels)
 
 
-def _mines(top_k_pixels: tf.Tensor | float) -> bool:
+def _selects_pixels(top_k_pixels: tf.Tensor | float) -> bool:
     return isinstance(top_k_pixels, tf.Tensor) or top_k_pixels != 1.0
 
 
-def _sum_of_hardest(losses: tf.Tensor, valid: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
+def _sum_hardest(losses: tf.Tensor, valid: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
     """Sum of each image's counts [N] largest losses; losses and valid [N, H, W]."""
     pixels = tf.reduce_prod(tf.shape(losses)[1:])
     # Void goes last: no loss is below 0.

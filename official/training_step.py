@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from official.distribution import sum_over_replicas
-from official.losses import counted_pixels, pixel_cross_entropy
+from official.losses import count_pixels, sum_cross_entropy
 
 Losses = dict[str, tf.Tensor]
 
@@ -19,11 +19,11 @@ NO_INLINE = {"_noinline": True}
 def pixels_of_all_replicas(
     labels: tf.Tensor, ignore_label: int, top_k_pixels: tf.Tensor | float = 1.0
 ) -> tf.Tensor:
-    """How many pixels of the global batch count, float32 scalar; see `pixel_cross_entropy`.
+    """How many pixels of the global batch count, float32 scalar; see `sum_cross_entropy`.
 
     Call it in the replica function, not in what is compiled.
     """
-    counts = counted_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
+    counts = count_pixels(labels, ignore_label=ignore_label, top_k_pixels=top_k_pixels)
     return sum_over_replicas(tf.cast(tf.reduce_sum(counts), tf.float32))  # type: ignore[no-any-return]
 
 
@@ -45,12 +45,12 @@ def mean_loss(
         logits: floats [N, H, W, C].
         ignore_label: label of the pixels that do not count.
         pixels: `pixels_of_all_replicas` of the same arguments.
-        class_weights, top_k_pixels: as those of `pixel_cross_entropy`.
+        class_weights, top_k_pixels: as those of `sum_cross_entropy`.
 
     Returns:
         float32 scalar; 0 when no pixel of the global batch is valid.
     """
-    loss_sum, _ = pixel_cross_entropy(
+    loss_sum, _ = sum_cross_entropy(
         labels,
         logits,
         ignore_label=ignore_label,

@@ -13,7 +13,7 @@ from auto_deeplab import train
 from auto_deeplab.modes import mode_flags
 from auto_deeplab.modes.flag_definitions import DEFAULTS, MODES, NEEDED
 from auto_deeplab.runs.run_record import NETWORK
-from auto_deeplab.runs.saved_network import new_network
+from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space import genotype
 from official.flagfiles import expand, locate
 from tests.command import CONFIGS, ROOT
@@ -112,7 +112,7 @@ def test_s_m_l_are_the_networks_of_table_2(config, filters, keep, millions):
         assert (values.learning_rate, values.weight_decay) == (0.05, 4e-5)
         assert values.train_steps == 1_500_000
         found = genotype.load(values.genotype)
-        network = new_network(found, {name: values[name].value for name in NETWORK}, 19)
+        network = make_network(found, {name: values[name].value for name in NETWORK}, 19)
     count = sum(variable.shape.num_elements() for variable in network.trainable_variables)
     assert count / 1e6 == pytest.approx(millions, abs=0.005)
 

@@ -111,7 +111,7 @@ def test_what_is_plain_data_loads_no_tensorflow(module):
 
 
 def test_importing_the_package_does_not_load_tensorflow():
-    # `auto_deeplab.load` loads it when it is called.
+    # `auto_deeplab.load` and `build` load it when they are called.
     code = "import sys, auto_deeplab; print(*{'tensorflow', 'keras', 'absl'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
@@ -174,7 +174,7 @@ def test_commands_turn_fast_kernels_on_and_choose_what_keras_needs(tmp_path, cho
     assert (done.returncode, done.stdout) == (0, f"{used} tensorflow channels_last float32\n")
 
 
-def test_load_does_not_follow_keras_to_another_backend():
+def test_load_and_build_do_not_follow_keras_to_another_backend():
     # No other backend is installed here: a stand-in for a Keras that runs on one.
     code = """
 import sys, types
@@ -183,13 +183,16 @@ stand_in.config = types.SimpleNamespace(backend=lambda: "jax")
 sys.modules["keras"] = stand_in
 import auto_deeplab
 from official.errors import RunError
-try:
-    auto_deeplab.load("run")
-except RunError as error:
-    print(error)
+for start in (lambda: auto_deeplab.load("run"), lambda: auto_deeplab.build("published", 2)):
+    try:
+        start()
+    except RunError as error:
+        print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "backend jax" in done.stdout and "KERAS_BACKEND=tensorflow" in done.stdout, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all("backend jax" in line and "KERAS_BACKEND=tensorflow" in line for line in lines)
 
 
 def test_a_command_ends_without_taking_its_graphs_apart():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from auto_deeplab.runs.saved_network import trained_network
+from auto_deeplab.runs.saved_network import load_network
 from official import checkpoints, datasets
 from official.input_pipeline import read_eval_images
 from official.records import read_description
@@ -43,7 +43,7 @@ def train(root, data, run):
         *("--train_steps=1", "--batch_norm_decay=0.1"),
     )
     assert done.code == 0, done.stderr
-    network, _, _ = trained_network(str(root / run))
+    network, _, _ = load_network(str(root / run))
     kernel, bias = network.decoder.logits.variables
     kernel.assign(np.random.default_rng(0).normal(size=kernel.shape))
     images = np.random.default_rng(1).integers(0, 256, (1, *SIZE, 3)).astype(np.float32)
@@ -174,7 +174,7 @@ def test_scales_and_flip_change_the_answer(root, tmp_path):
         name: read(tmp_path / name / f"{picture.stem}_labels.png")
         for name in ("one", "same", "multi")
     }
-    network, _, _ = trained_network(str(root / "run"))
+    network, _, _ = load_network(str(root / "run"))
     logits = network(read(picture)[np.newaxis].astype(np.float32), training=False)
     assert np.mean(answers["one"] == np.argmax(logits[0], -1)) > 0.999  # but for ties by rounding
     np.testing.assert_array_equal(answers["one"], answers["same"])

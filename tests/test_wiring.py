@@ -376,7 +376,7 @@ def check_cost(built):
     """The penalty is weight * relu(cost / budget - 1)."""
     penalty, value = (float(x) for x in built.learner.expected_cost())
     table = cost_table.load(str(built.root / "costs.json"))
-    low, high = expected_cost.bounds(table, SEARCH["operations"].split(","), 3)
+    low, high = expected_cost.compute_bounds(table, SEARCH["operations"].split(","), 3)
     assert low < value < high
     assert penalty == pytest.approx(7 * (value / 0.0001 - 1), rel=1e-5) and penalty > 0
 
@@ -937,7 +937,7 @@ def test_profile(root, trained, tmp_path):
         "crop_size": [65, 97],
     }
     assert {name: found.settings[name] for name in wanted} == wanted
-    bounds = expected_cost.bounds(found, wanted["operations"], 4)
+    bounds = expected_cost.compute_bounds(found, wanted["operations"], 4)
     assert (said["cheapest"], said["dearest"]) == pytest.approx(bounds)
 
 

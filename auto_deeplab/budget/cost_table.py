@@ -54,9 +54,9 @@ class CostTable:
     """The costs of all pieces, in UNITS[metric].
 
     Attributes:
-      metric: a key of UNITS.
-      settings: SETTINGS, and for the latency device and precision; plain JSON.
-      pieces: the cost of every piece of `piece_keys`, >= 0, by the key's words.
+        metric: a key of UNITS.
+        settings: SETTINGS, and for the latency device and precision; plain JSON.
+        pieces: the cost of every piece of `list_pieces`, >= 0, by the key's words.
     """
 
     metric: str
@@ -64,12 +64,17 @@ class CostTable:
     pieces: Mapping[str, float]
 
     def __call__(self, *key: str | int) -> float:
-        """The cost of a piece; see `piece_keys`."""
-        return self.pieces[_name(key)]
+        """The cost of a piece; see `list_pieces`."""
+        return self.pieces[_join(key)]
 
-    def inputs(self, layer: int, before_last: int, last: int, level: int) -> float:
-        """The cost of bringing the two inputs of a cell in layer 1..L to its size and channels."""
-        return self("inputs", _kind(layer), before_last, last, level)
+    def cost_of_inputs(self, layer: int, before_last: int, last: int, level: int) -> float:
+        """The cost of bringing the two inputs of a cell in layer 1..L to its size and channels.
+
+        Args:
+            layer: of the cell.
+            before_last, last, level: levels of H^{l-2}, of H^{l-1} and of the cell.
+        """
+        return self("inputs", _merge_layers(layer), before_last, last, level)
 
     def to_json(self) -> str:
         """The table as JSON text, one piece a line."""
@@ -87,12 +92,12 @@ class CostTable:
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: the text is no cost table, or not a whole one.
+            ValueError: the text is no cost table, or not a whole one.
         """
         try:
             content = json.loads(text)
             table = cls(content["metric"], content["settings"], content["pieces"])
-            names = {_name(key) for key in piece_keys(table.settings["operations"])}
+            names = {_join(key) for key in list_pieces(table.settings["operations"])}
             whole = (
                 (content["format"], content["unit"]) == (FORMAT, UNITS[table.metric])
                 and table.settings.keys() >= set(SETTINGS)
@@ -120,7 +125,7 @@ def load(path: str | os.PathLike[str]) -> CostTable:
     """Reads the file that `CostTable.save` wrote.
 
     Raises:
-      ValueError: it cannot be read, or is no cost table; one line that names it.
+        ValueError: it cannot be read, or is no cost table; one line that names it.
     """
     try:
         return CostTable.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
@@ -130,8 +135,8 @@ def load(path: str | os.PathLike[str]) -> CostTable:
         raise ValueError(f"{path} is {error}: --mode=profile writes one") from None
 
 
-def piece_keys(operations: Sequence[str]) -> list[Key]:
-    """The pieces of all networks over `operations`.
+def list_pieces(operations: Sequence[str]) -> list[Key]:
+    """Lists the keys of the pieces of all networks over `operations`.
 
     ("stem",)
     ("operation", name, level, stride): at the cell's own level. `none` has no piece.
@@ -143,7 +148,7 @@ def piece_keys(operations: Sequence[str]) -> list[Key]:
     ("decoder", "cell" or "stem"): by where its stride-4 feature comes from.
 
     Raises:
-      ValueError: see search_space.validate_operations.
+        ValueError: see search_space.validate_operations.
     """
     levels = range(search_space.NUM_LEVELS)
     keys: list[Key] = [("stem",)]
@@ -156,13 +161,16 @@ def piece_keys(operations: Sequence[str]) -> list[Key]:
                 for stride in ((1, 2) if level else (1,))
             ]
     for layer in (1, 2, search_space.NUM_LEVELS + 1):  # the last one has all triples of levels
-        keys += [("inputs", _kind(layer), *triple) for triple in triples(layer)]
+        keys += [("inputs", _merge_layers(layer), *triple) for triple in list_level_triples(layer)]
     keys += [(name, level) for name in ("blocks", "aspp") for level in levels]
     return [*keys, ("decoder", "cell"), ("decoder", "stem")]
 
 
-def triples(layer: int) -> Iterator[tuple[int, int, int]]:
-    """The levels (of layer - 2, of layer - 1, of layer) of all paths; layer -1 has level -1."""
+def list_level_triples(layer: int) -> Iterator[tuple[int, int, int]]:
+    """Lists all levels (of layer - 2, of layer - 1, of layer) that a path can have in turn.
+
+    The stem's output at stride 4 is layer 0, its tensor at stride 2 is layer -1 and has level -1.
+    """
     for level in search_space.levels_at(layer):
         for last in search_space.predecessors(layer, level):
             for before_last in search_space.predecessors(layer - 1, last) or (-1,):
@@ -177,25 +185,25 @@ def measure(settings: Mapping[str, Any], metric: str) -> CostTable:
     is called once, not once per piece.
 
     Args:
-      settings: SETTINGS, the flags' values.
-      metric: a key of UNITS.
+        settings: SETTINGS, the flags' values.
+        metric: a key of UNITS.
     """
     settings = {name: settings[name] for name in SETTINGS}
     build = _Builder(**settings)
     idle = 0.0
     if metric == "latency":
-        settings |= {"device": _device(), "precision": keras.config.dtype_policy().name}
-        idle = _milliseconds(tf.identity, [tf.TensorSpec([1], tf.float32)])
-    keys = piece_keys(settings["operations"])
+        settings |= {"device": _describe_device(), "precision": keras.config.dtype_policy().name}
+        idle = _measure_milliseconds(tf.identity, [tf.TensorSpec([1], tf.float32)])
+    keys = list_pieces(settings["operations"])
     pieces = {}
     with Progress("profile", len(keys), unit="pieces") as progress:
         for key in keys:
             function, inputs = build(key)
             if metric == "latency":
-                value = max(0.0, _milliseconds(function, inputs) - idle)
+                value = max(0.0, _measure_milliseconds(function, inputs) - idle)
             else:
                 value = model_cost.count_multiply_adds(function, inputs) / 1e9
-            pieces[_name(key)] = value
+            pieces[_join(key)] = value
             progress.advance()
     return CostTable(metric, settings, pieces)
 
@@ -234,50 +242,51 @@ class _Builder:
     def __call__(self, key: Key) -> Piece:
         """The function of a piece, whose layer is built, and what it takes."""
         kind, *which = key
-        return getattr(self, f"_{kind}")(*which)
+        return getattr(self, f"_make_{kind}")(*which)
 
-    def _stem(self) -> Piece:
+    def _make_stem(self) -> Piece:
         image = tf.TensorSpec([1, *self.crop_size, 3], tf.float32)
         stem = self.networks[0].stem
         stem.build(image.shape)
         return lambda images: stem(network_input(images)), [image]
 
-    def _operation(self, name: str, level: int, stride: int) -> Piece:
-        x = self._map(level - (stride == 2), self.filters[level])
+    def _make_operation(self, name: str, level: int, stride: int) -> Piece:
+        x = self._specify_map(level - (stride == 2), self.filters[level])
         layer = OPERATIONS[name](
             filters=self.filters[level], stride=stride, batch_norm=BATCH_NORM, name=name
         )
         layer.build(x.shape)
         return layer, [x]
 
-    def _inputs(self, layer: int, before_last: int, last: int, level: int) -> Piece:
-        first = self._map(last, self._channels(layer - 1, last))
-        second = self._map(before_last, self._channels(layer - 2, before_last))
+    def _make_inputs(self, layer: int, before_last: int, last: int, level: int) -> Piece:
+        first = self._specify_map(last, self._count_channels(layer - 1, last))
+        second = self._specify_map(before_last, self._count_channels(layer - 2, before_last))
         cell = PathCell((), self.filters[level], (before_last, last, level), BATCH_NORM, "inputs")
         cell.build(first.shape, second.shape)
-        return cell.inputs, [first, second]
+        return cell.adapt_inputs, [first, second]
 
-    def _blocks(self, level: int) -> Piece:
+    def _make_blocks(self, level: int) -> Piece:
         # Identities, so that sums and concatenation are all that is left. The sums differ, lest
         # TensorFlow compute one for all.
         skip = search_space.SKIP_CONNECT
         blocks = [((0, skip), (1 + block, skip)) for block in range(self.num_blocks)]
-        x = self._map(level, self.filters[level])
+        x = self._specify_map(level, self.filters[level])
         cell = Cell(blocks, self.filters[level], batch_norm=BATCH_NORM)
         cell.build(x.shape)
         return cell, [x, x]
 
-    def _aspp(self, level: int) -> Piece:
-        x, aspp = self._map(level, self._channels(3, level)), self.networks[level].aspp
+    def _make_aspp(self, level: int) -> Piece:
+        x = self._specify_map(level, self._count_channels(3, level))
+        aspp = self.networks[level].aspp
         aspp.build(x.shape)
         # With the resizing that the decoder begins with: it depends on the level.
-        size = tuple(self._map(0, 1).shape[1:3])
+        size = tuple(self._specify_map(0, 1).shape[1:3])
         return lambda x: resize_bilinear(aspp(tf.nn.relu(x)), size), [x]
 
-    def _decoder(self, source: str) -> Piece:
+    def _make_decoder(self, source: str) -> Piece:
         network = self.networks[source == "stem"]
-        encoded = self._map(0, network.aspp.filters)
-        low_level = self._map(0, self._channels(0 if source == "stem" else 3, 0))
+        encoded = self._specify_map(0, network.aspp.filters)
+        low_level = self._specify_map(0, self._count_channels(0 if source == "stem" else 3, 0))
         network.decoder.build(encoded.shape, low_level.shape)
 
         def decode(encoded: tf.Tensor, low_level: tf.Tensor) -> tf.Tensor:
@@ -286,26 +295,26 @@ class _Builder:
 
         return decode, [encoded, low_level]
 
-    def _channels(self, layer: int, level: int) -> int:
+    def _count_channels(self, layer: int, level: int) -> int:
         """The channels of H^layer at a level."""
         return self.stem_channels.get(layer) or self.num_blocks * self.filters[level]
 
-    def _map(self, level: int, channels: int) -> tf.TensorSpec:
+    def _specify_map(self, level: int, channels: int) -> tf.TensorSpec:
         """One image's features at a level -1..3."""
         size = [(side - 1) // search_space.stride(level) + 1 for side in self.sides]
         return tf.TensorSpec([1, *size, channels], keras.config.dtype_policy().compute_dtype)
 
 
-def _kind(layer: int) -> int:
-    """Layers from 3 on have the same pieces."""
+def _merge_layers(layer: int) -> int:
+    """The layer 1, 2 or 3 whose pieces `layer` has: all from 3 on have the same."""
     return min(layer, 3)
 
 
-def _name(key: Sequence[str | int]) -> str:
+def _join(key: Sequence[str | int]) -> str:
     return " ".join(map(str, key))
 
 
-def _milliseconds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> float:
+def _measure_milliseconds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> float:
     """The median time of a call of the compiled function, after warming up."""
     tensors = [tf.cast(tf.random.uniform(spec.shape), spec.dtype) for spec in inputs]
     compiled = tf.function(function)
@@ -321,8 +330,8 @@ def _milliseconds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec])
     return statistics.median(call() for _ in range(15))
 
 
-def _device() -> str:
-    """What the latency is that of."""
+def _describe_device() -> str:
+    """The device whose latency is measured, in words."""
     for gpu in tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
     return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"

@@ -60,12 +60,12 @@ def write_architecture(
     meta = {"dataset": dataset, "seed": seed, "step": step}
     genotype, beta = bilevel.decoded(architecture, meta)
     genotype.save(os.path.join(model_dir, run_record.GENOTYPE))
-    figures.draw_network(genotype, run_record.figure(model_dir, "network"), beta=beta)
-    figures.draw_cell(genotype, run_record.figure(model_dir, "cell"))
+    figures.draw_network(genotype, run_record.make_figure_path(model_dir, "network"), beta=beta)
+    figures.draw_cell(genotype, run_record.make_figure_path(model_dir, "cell"))
     rows = read_history(model_dir)
     if rows:
         uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
-        figures.draw_history(rows, run_record.figure(model_dir, "history"), uniform)
+        figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"), uniform)
     say(genotype.describe())
     say(f"decoded at step {step}: {model_dir}/{run_record.GENOTYPE}, pictures in figures/")
     return genotype

@@ -146,7 +146,7 @@ def name_files(model_dir: str, output: str | None, name: str) -> tuple[str, str,
     return (
         os.path.join(model_dir, f"metrics{name}.json"),
         os.path.join(model_dir, f"confusion_matrix{name}.csv"),
-        run_record.figure(model_dir, f"confusion_matrix{name}"),
+        run_record.make_figure_path(model_dir, f"confusion_matrix{name}"),
     )
 
 

@@ -13,7 +13,7 @@ from auto_deeplab.modes.data import say
 from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
-from auto_deeplab.runs.saved_network import trained_network
+from auto_deeplab.runs.saved_network import load_network as load_saved_network
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints, distribution, optimizers
@@ -76,7 +76,12 @@ def check_model_dir(
 
 
 def write_record(
-    model_dir: str, mode: str, identity: Record, description: Description, flagfile: str | None
+    model_dir: str,
+    mode: str,
+    identity: Record,
+    description: Description,
+    flagfile: str | None,
+    facts: Record | None = None,
 ) -> None:
     """Writes run.json, and flags.cfg, with which the run can be resumed.
 
@@ -84,14 +89,15 @@ def write_record(
         model_dir, mode, identity: as in check_model_dir.
         description: of the data.
         flagfile: the content of flags.cfg; None: none is written.
+        facts: more that run.json is to hold.
     """
-    facts = {
+    own = {
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
         run_record.SCALE: Sizes.from_options(description.options).to_options(),
     }
-    run_record.write(model_dir, mode, identity, facts)
+    run_record.write(model_dir, mode, identity, own | (facts or {}))
     if flagfile is not None:
         write_atomically(os.path.join(model_dir, run_record.FLAGS_FILE), flagfile)
 
@@ -173,7 +179,7 @@ def load_network(
     """The network of model_dir with a checkpoint's weights, its step, and the checkpoint's path."""
     say(run_record.read_genotype(model_dir).describe())
     with strategy.scope():
-        return trained_network(model_dir, checkpoint)
+        return load_saved_network(model_dir, checkpoint)
 
 
 def logits_of(network: Network) -> Logits:

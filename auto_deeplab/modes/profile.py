@@ -11,7 +11,7 @@ from auto_deeplab.modes.data import Devices, say
 from auto_deeplab.modes.model_dir import defaults_of, load_genotype, read_training
 from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.runs import run_record
-from auto_deeplab.runs.saved_network import new_network
+from auto_deeplab.runs.saved_network import make_network
 from official import model_cost
 from official.errors import UsageError
 
@@ -58,7 +58,7 @@ def profile(
         raise UsageError("--genotype is needed by --mode=profile")
     say(architecture.describe())
     size = crop_size[0], crop_size[1]
-    parts = model_cost.count(new_network(architecture, options, num_classes), size)
+    parts = model_cost.count(make_network(architecture, options, num_classes), size)
     print(model_cost.format_table(parts, size))
     return model_cost.summarize(parts, size)
 
@@ -101,7 +101,7 @@ def measure_costs(
     began = time.monotonic()
     table = cost_table.measure(vars(pieces), metric)
     table.save(path)
-    cheapest, dearest = expected_cost.bounds(table, pieces.operations, num_layers)
+    cheapest, dearest = expected_cost.compute_bounds(table, pieces.operations, num_layers)
     return {
         "cost_table": path,
         "metric": table.metric,

@@ -137,7 +137,7 @@ class CostLimit:
             expected_cost.check(table, space.operations, space.num_blocks)
         except ValueError as error:
             raise UsageError(f"--cost_table: {error}") from None
-        cheapest, dearest = expected_cost.bounds(table, space.operations, space.num_layers)
+        cheapest, dearest = expected_cost.compute_bounds(table, space.operations, space.num_layers)
         if not cheapest < self.cost_budget < dearest:
             say(
                 f"warning: --cost_budget={self.cost_budget} {cost_tables.UNITS[table.metric]}: all "
@@ -151,7 +151,7 @@ class CostLimit:
         if table is None:
             return None
         assert self.cost_budget is not None
-        return expected_cost.budget_term(
+        return expected_cost.make_budget_term(
             table, space.operations, budget=self.cost_budget, weight=self.cost_weight
         )
 

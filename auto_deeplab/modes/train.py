@@ -39,6 +39,7 @@ from auto_deeplab.space.genotype import Genotype
 from official import distribution, input_pipeline, optimizers, schedules
 from official.errors import RunError, UsageError
 from official.records import Description
+from official.sizes import Sizes
 from official.training_loop import run
 
 
@@ -139,7 +140,7 @@ def train(
     check_batch_norm(network, schedule, batches.batch_size)
     pixel_weights.check()
     identity = {
-        "genotype": run_record.architecture(architecture),
+        "genotype": run_record.describe_architecture(architecture),
         **identity_of(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights, seed=seed),
     }
     if schedule.init_checkpoint:
@@ -191,7 +192,8 @@ def train(
     is_chief = distribution.is_chief(strategy)
     if is_chief:
         architecture.save(os.path.join(model_dir, run_record.GENOTYPE))
-        write_record(model_dir, "train", identity, description, flagfile)
+        facts = {run_record.CONFIG: trained.get_config()}
+        write_record(model_dir, "train", identity, description, flagfile, facts)
 
     evaluate = validation(
         *(logits_of(averaged or trained), description, data.eval_split),
@@ -221,7 +223,7 @@ def train(
         writes=is_chief,
     )
     if is_chief:
-        figures.draw_history(rows, run_record.figure(model_dir, "history"))
+        figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))
         say(f"trained: {store.latest()}")
         places = {"model_dir": model_dir, "data_dir": data.data_dir}
         say(summary.summarize_training(rows, seconds=time.monotonic() - began, **places))
@@ -269,7 +271,7 @@ def check_init_checkpoint(
     flag = f"--init_checkpoint={path}"
     try:
         prefix = saved_network.find_weights(path)
-        record = run_record.beside(prefix)
+        record = run_record.read_beside(prefix)
     except RunError as error:
         raise RunError(f"{flag}: {error}") from None
     if record and record["mode"] != "train":
@@ -285,7 +287,7 @@ def check_init_checkpoint(
     there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
     own = identity_of(NETWORK_SHAPE, network)
     wanted = [
-        f"--{name}={run_record.short(value)}".replace("[", "").replace("]", "").replace(" ", "")
+        f"--{name}={run_record.shorten(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()
         if value != (list(own[name]) if isinstance(value, list) else own[name])
     ]
@@ -300,8 +302,12 @@ def make_network(
     compilation: Compilation,
 ) -> Network:
     """The network for the data's classes; call it in the strategy's scope."""
-    return saved_network.new_network(
-        genotype, options, description.num_classes, compilation.sync_batch_norm
+    return saved_network.make_network(
+        *(genotype, options, description.num_classes),
+        sync_batch_norm=compilation.sync_batch_norm,
+        class_names=description.class_names,
+        palette=description.palette,
+        sizes=Sizes.from_options(description.options),
     )
 
 

@@ -20,10 +20,10 @@ ATROUS_RATES = (6, 12, 18)
 DROPOUT_KEEP_PROB = 0.9
 
 
-def conv_norm(
+def make_conv_norm(
     filters: int, size: int, batch_norm: MakeBatchNorm, name: str | None = None, rate: int = 1
 ) -> ConvNorm:
-    """A convolution and BN as ASPP and decoder have them."""
+    """Makes a convolution and BN as ASPP and decoder have them."""
     return ConvNorm(
         filters,
         size,
@@ -39,9 +39,9 @@ class ASPP(keras.layers.Layer):
     """Image mean, 1x1 and three atrous 3x3 branches, concatenated and projected; each BN, ReLU.
 
     Args:
-      filters: channels of every branch and of the output.
-      output_stride: image pixels per input feature: 4, 8, 16 or 32.
-      batch_norm: makes each BN.
+        filters: channels of every branch and of the output.
+        output_stride: image pixels per input feature: 4, 8, 16 or 32.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -49,19 +49,23 @@ class ASPP(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name)
         self.filters = filters
-        self.pooled = conv_norm(filters, 1, batch_norm, "pooled")
+        self.pooled = make_conv_norm(filters, 1, batch_norm, "pooled")
         rates = [rate * 16 // output_stride for rate in ATROUS_RATES]
-        self.branches = [conv_norm(filters, 1, batch_norm, "branch_0")] + [
-            conv_norm(filters, 3, batch_norm, f"branch_{number}", rate)
+        self.branches = [make_conv_norm(filters, 1, batch_norm, "branch_0")] + [
+            make_conv_norm(filters, 3, batch_norm, f"branch_{number}", rate)
             for number, rate in enumerate(rates, start=1)
         ]
-        self.project = conv_norm(filters, 1, batch_norm, "project")
+        self.project = make_conv_norm(filters, 1, batch_norm, "project")
 
     def build(self, shape: Shape) -> None:
         """Creates all variables."""
         for layer in [self.pooled, *self.branches]:
             layer.build(shape)
         self.project.build((*shape[:-1], (1 + len(self.branches)) * self.filters))
+
+    def compute_output_shape(self, shape: Shape) -> Shape:
+        """[N, h, w, C] -> [N, h, w, filters]."""
+        return (*shape[:-1], self.filters)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """[N, h, w, C] -> [N, h, w, filters]."""
@@ -77,10 +81,10 @@ class Decoder(keras.layers.Layer):
     """ASPP's output at the size of a stride-4 feature, both concatenated, two 3x3, the classes.
 
     Args:
-      num_classes: channels of the logits.
-      filters: of the two 3x3 convolutions.
-      low_level_filters: to which the stride-4 feature is projected.
-      batch_norm: makes each BN.
+        num_classes: channels of the logits.
+        filters: of the two 3x3 convolutions.
+        low_level_filters: to which the stride-4 feature is projected.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -92,8 +96,10 @@ class Decoder(keras.layers.Layer):
         name: str,
     ) -> None:
         super().__init__(name=name)
-        self.low_level = conv_norm(low_level_filters, 1, batch_norm, "low_level")
-        self.convs = [conv_norm(filters, 3, batch_norm, f"conv_{number}") for number in range(2)]
+        self.low_level = make_conv_norm(low_level_filters, 1, batch_norm, "low_level")
+        self.convs = [
+            make_conv_norm(filters, 3, batch_norm, f"conv_{number}") for number in range(2)
+        ]
         self.logits = keras.layers.Conv2D(
             num_classes,
             1,
@@ -112,13 +118,17 @@ class Decoder(keras.layers.Layer):
             channels = conv.filters
         self.logits.build((None, None, None, channels))
 
+    def compute_output_shape(self, encoded_shape: Shape, low_level_shape: Shape) -> Shape:
+        """The shape of the logits, from those of `call`'s first two arguments."""
+        return (*low_level_shape[:-1], self.logits.filters)
+
     def call(self, encoded: tf.Tensor, low_level: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns float32 logits at stride 4.
 
         Args:
-          encoded: [N, h, w, C], ASPP's output at any stride.
-          low_level: [N, (H - 1) / 4 + 1, (W - 1) / 4 + 1, D].
-          training: whether BN uses the batch's statistics.
+            encoded: [N, h, w, C], ASPP's output at any stride.
+            low_level: [N, (H - 1) / 4 + 1, (W - 1) / 4 + 1, D].
+            training: whether BN uses the batch's statistics.
         """
         encoded = resize_bilinear(encoded, sides(low_level))
         low_level = tf.nn.relu(self.low_level(low_level, training=training))

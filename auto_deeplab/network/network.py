@@ -7,21 +7,23 @@ exactly, whatever kind of layer does it. The network pads every image to such a 
 its logits back.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from auto_deeplab.network.deeplab_head import ASPP, DROPOUT_KEEP_PROB, Decoder
-from auto_deeplab.network.operations import OPERATIONS, ConvNorm, Shape
+from auto_deeplab.network.operations import OPERATIONS, ConvNorm, Shape, shrink_shape
 from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Block, Genotype
 from official.normalization import BatchNorm, MakeBatchNorm
 from official.preprocessing import network_input
-from official.resizing import resize_bilinear, sides
-from official.sizes import OWN_SIZE
+from official.resizing import network_size, resize_bilinear, sides
+from official.sizes import OWN_SIZE, Sizes
 
 # What is folded into an example's seed, one number per use.
 DROP_PATH_STREAM, DROPOUT_STREAM = 0, 1
@@ -31,8 +33,8 @@ class Stem(keras.layers.Layer):
     """Three 3x3 convolutions of stride 2, 1, 2, each with BN; ReLU between them.
 
     Args:
-      filters: output channels of the three.
-      batch_norm: makes each BN.
+        filters: output channels of the three.
+        batch_norm: makes each BN.
     """
 
     def __init__(self, filters: Sequence[int], batch_norm: MakeBatchNorm, name: str) -> None:
@@ -46,7 +48,14 @@ class Stem(keras.layers.Layer):
         """Creates all variables."""
         for conv in self.convs:
             conv.build(shape)
-            shape = (*shape[:-1], conv.filters)
+            shape = shrink_shape(shape, conv.stride, conv.filters)
+
+    def compute_output_shape(self, shape: Shape) -> tuple[Shape, Shape]:
+        """The shapes of what `call` returns for images of this shape."""
+        shapes = [shape]
+        for conv in self.convs:
+            shapes.append(shrink_shape(shapes[-1], conv.stride, conv.filters))
+        return shapes[-2], shapes[-1]
 
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns H^-1 at stride 2 and H^0 at stride 4, both before their ReLU."""
@@ -59,10 +68,10 @@ class Cell(keras.layers.Layer):
     """The blocks of a cell: each the sum of two operations on inputs or earlier blocks.
 
     Args:
-      blocks: a cell of a Genotype: two (input, operation) per block.
-      filters: C, the channels of every block.
-      stride: of the operations on the cell's two inputs, 1 or 2.
-      batch_norm: makes each BN.
+        blocks: a cell of a Genotype: two (input, operation) per block.
+        filters: C, the channels of every block.
+        stride: of the operations on the cell's two inputs, 1 or 2.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -104,13 +113,13 @@ class Cell(keras.layers.Layer):
         """Returns the concatenation of the B blocks.
 
         Args:
-          first, second: H^{l-1} and H^{l-2}, brought to [N, H, W, C] both.
-          training: whether BN uses the batch's statistics.
-          drop_path: what each operation's output is multiplied by per example, [N, 2 B] with the
-            left and right one of every block in turn; skip_connect is never dropped.
+            first, second: H^{l-1} and H^{l-2}, brought to [N, H, W, C] both.
+            training: whether BN uses the batch's statistics.
+            drop_path: what each operation's output is multiplied by per example, [N, 2 B] with the
+                left and right one of every block in turn; skip_connect is never dropped.
 
         Returns:
-          [N, ceil(H / stride), ceil(W / stride), B * C].
+            [N, ceil(H / stride), ceil(W / stride), B * C].
         """
         states = [first, second]
         for block in range(len(self.operations) // 2):
@@ -128,11 +137,11 @@ class PathCell(keras.layers.Layer):
     """A cell of the path: both inputs are brought to one size and C channels, then `Cell`.
 
     Args:
-      blocks: a cell of a Genotype.
-      filters: C.
-      levels: of H^{l-2}, H^{l-1} and the cell itself. If the last move goes up, H^{l-1} is doubled
-        first; down is stride 2.
-      batch_norm: makes each BN.
+        blocks: a cell of a Genotype.
+        filters: C.
+        levels: of H^{l-2}, H^{l-1} and the cell itself. Where the cell's is finer than that of
+            H^{l-1}, H^{l-1} is doubled first; where it is coarser, the cell has stride 2.
+        batch_norm: makes each BN.
     """
 
     def __init__(
@@ -147,8 +156,10 @@ class PathCell(keras.layers.Layer):
         self.filters, self.levels = filters, levels
         self.first = ConvNorm(filters, 1, batch_norm=batch_norm, name="first")
         self.second = ConvNorm(filters, 1, batch_norm=batch_norm, name="second")
-        stride = 2 if levels[2] > levels[1] else 1
-        self.blocks = Cell(blocks, filters, stride=stride, batch_norm=batch_norm, name="blocks")
+        self.stride = 2 if levels[2] > levels[1] else 1
+        self.blocks = Cell(
+            blocks, filters, stride=self.stride, batch_norm=batch_norm, name="blocks"
+        )
         self.output_channels = len(blocks) * filters
 
     def build(self, first_shape: Shape, second_shape: Shape) -> None:
@@ -160,6 +171,14 @@ class PathCell(keras.layers.Layer):
             self.second.build(second_shape)
         self.blocks.build((*first_shape[:-1], self.filters))
 
+    def compute_output_shape(self, first_shape: Shape, second_shape: Shape) -> Shape:
+        """The shape of H^l from those of H^{l-1} and H^{l-2}."""
+        _, last, own = self.levels
+        if own < last:
+            batch, height, width, channels = first_shape
+            first_shape = (batch, *map(_double, (height, width)), channels)
+        return shrink_shape(first_shape, self.stride, self.output_channels)
+
     def call(
         self,
         first: tf.Tensor,
@@ -168,13 +187,13 @@ class PathCell(keras.layers.Layer):
         drop_path: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Returns H^l from H^{l-1} and H^{l-2} as they left their cells; see `Cell.call`."""
-        first, second = self.inputs(first, second, training)
+        first, second = self.adapt_inputs(first, second, training)
         return self.blocks(first, second, training=training, drop_path=drop_path)
 
-    def inputs(
+    def adapt_inputs(
         self, first: tf.Tensor, second: tf.Tensor, training: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """H^{l-1} and H^{l-2} as the blocks take them: of one size and C channels."""
+        """Returns H^{l-1} and H^{l-2} as the blocks take them: of one size, with C channels."""
         before_last, last, own = self.levels
         if own < last:
             height, width = sides(first)
@@ -187,27 +206,52 @@ class PathCell(keras.layers.Layer):
         return first, second
 
 
+def _double(side: int | None) -> int | None:
+    """The side of a map whose level is one finer, corners aligned."""
+    return None if side is None else 2 * side - 1
+
+
+@keras.saving.register_keras_serializable(package="auto_deeplab")
 class Network(keras.Model):
     """The segmentation network of a genotype.
 
-    `build((None, None, None, 3))` creates every variable; no image is needed.
+    A Keras model: it can be compiled and fitted to any data of (image, label), saved as .keras
+    and loaded where this module has been imported, cloned, and summarised once it is built. It
+    computes in the precision that keras.config.dtype_policy() names when it is made; its variables
+    and its logits are float32.
 
     Args:
-      genotype: path and cells.
-      num_classes: channels of the logits.
-      filter_multiplier: F; the cells of level k have C = F * 2^k filters.
-      stem_filters: channels of the stem's three convolutions.
-      batch_norm_decay: share of the old moving statistics kept at each step.
-      fine_tune_batch_norm: False uses BN's moving statistics in training too, and leaves them.
-      sync_batch_norm: whether BN normalises by the global batch's statistics or by each replica's.
-      drop_path_keep_prob: in (0, 1], for the last cell at the last step; see `drop_path_keep`.
-      head_filters: channels of ASPP and decoder.
-      low_level_filters: channels of the decoder's stride-4 feature.
+        genotype: path and cells.
+        num_classes: channels of the logits.
+        filter_multiplier: F; the cells of level k have C = F * 2^k filters. Table 2's
+            Auto-DeepLab-S, -M and -L have 20, 32 and 48.
+        stem_filters: channels of the stem's three convolutions.
+        batch_norm_decay: share of the old moving statistics kept at each step. A training of T
+            steps needs one whose T-th power is near 0, or it is evaluated with the initial
+            statistics.
+        fine_tune_batch_norm: False uses BN's moving statistics in training too, and leaves them.
+        sync_batch_norm: whether BN normalises by the global batch's statistics or by each
+            replica's.
+        drop_path_keep_prob: in (0, 1], for the last cell at the last step; see
+            `schedule_drop_path`.
+        head_filters: channels of ASPP and decoder.
+        low_level_filters: channels of the decoder's stride-4 feature.
+        class_names: what the classes are called, if that is known.
+        palette: (red, green, blue) in 0..255 of each class, if that is known.
+        sizes: what was done to the sizes of the images that it was trained on.
+        seed: where the seeds begin that `call` draws when it is given none; None: anywhere, or
+            where keras.utils.set_random_seed says.
 
     Attributes:
-      sizes: the scale of the images that it was trained on, if that is known: as large as things
-        were there they should be in the images that it is given. `sizes.answer(network, images)`
-        sees to it, and gives logits of the images' own size.
+        genotype: the argument.
+        class_names, palette: the arguments.
+        sizes: the scale of the images that it was trained on, if that is known: as large as things
+            were there they should be in the images that it is given. `sizes.answer(network,
+            images)` sees to it, and gives logits of the images' own size.
+
+    Raises:
+        ValueError: drop_path_keep_prob is not in (0, 1], or there are not as many names or colours
+            as classes.
     """
 
     def __init__(
@@ -215,7 +259,7 @@ class Network(keras.Model):
         genotype: Genotype,
         *,
         num_classes: int,
-        filter_multiplier: int,
+        filter_multiplier: int = 20,
         stem_filters: Sequence[int] = (64, 64, 128),
         batch_norm_decay: float = 0.9997,
         fine_tune_batch_norm: bool = True,
@@ -223,14 +267,34 @@ class Network(keras.Model):
         drop_path_keep_prob: float = 1.0,
         head_filters: int = 256,
         low_level_filters: int = 48,
+        class_names: Sequence[str] | None = None,
+        palette: Sequence[Sequence[int]] | None = None,
+        sizes: Sizes = OWN_SIZE,
+        seed: int | None = None,
     ) -> None:
         # A fixed name, as checkpoints go by the variables' paths. No autocast: images and
         # `progress` stay float32 here, whatever precision the layers compute in.
         super().__init__(name="network", autocast=False)
         if not 0.0 < drop_path_keep_prob <= 1.0:
             raise ValueError(f"drop_path_keep_prob is {drop_path_keep_prob}: it must be in (0, 1]")
+        for name, values in (("class_names", class_names), ("palette", palette)):
+            if values is not None and len(values) != num_classes:
+                raise ValueError(f"{name} has {len(values)} entries for {num_classes} classes")
+        self._options = {
+            "num_classes": num_classes,
+            "filter_multiplier": filter_multiplier,
+            "stem_filters": tuple(stem_filters),
+            "batch_norm_decay": batch_norm_decay,
+            "fine_tune_batch_norm": fine_tune_batch_norm,
+            "sync_batch_norm": sync_batch_norm,
+            "drop_path_keep_prob": drop_path_keep_prob,
+            "head_filters": head_filters,
+            "low_level_filters": low_level_filters,
+            "seed": seed,
+        }
         self.genotype = genotype
-        self.sizes = OWN_SIZE
+        self.class_names, self.palette = class_names, palette
+        self.sizes = sizes
         self.fine_tune_batch_norm = fine_tune_batch_norm
         self.drop_path_keep_prob = drop_path_keep_prob
         batch_norm = partial(BatchNorm, momentum=batch_norm_decay, synchronized=sync_batch_norm)
@@ -258,17 +322,50 @@ class Network(keras.Model):
             (layer for layer, level in enumerate(path) if level > 0), len(path)
         )
 
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this network again, as plain JSON; for `from_config`."""
+        config = {
+            "genotype": json.loads(self.genotype.to_json()),
+            **self._options,
+            "class_names": self.class_names,
+            "palette": None if self.palette is None else np.asarray(self.palette).tolist(),
+            "sizes": self.sizes.to_options(),
+        }
+        return dict(json.loads(json.dumps(config)))  # with lists for tuples
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> Self:
+        """Makes an unbuilt network from what `get_config` returned.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not such a config.
+        """
+        genotype = Genotype.from_json(json.dumps(config["genotype"]))
+        return cls(**{**config, "genotype": genotype, "sizes": Sizes.from_options(config["sizes"])})
+
     def build(self, input_shape: Shape) -> None:
-        """Creates every variable; `input_shape` is that of the images, of which no size matters."""
-        self.stem.build(input_shape)
-        channels = [conv.filters for conv in self.stem.convs[1:]]
-        channels += [cell.output_channels for cell in self.cells]
-        shapes = [(None, None, None, count) for count in channels]
-        for number, cell in enumerate(self.cells):
-            cell.build(shapes[number + 1], shapes[number])
+        """Creates every variable.
+
+        Args:
+            input_shape: [N, H, W, 3] of the images. The network takes images of any other size too;
+                these sizes, of which each may be None, are those that `summary` shows.
+        """
+        batch, height, width, channels = input_shape
+        padded = (None if side is None else network_size(side) for side in (height, width))
+        shape = (batch, *padded, channels)
+        self.stem.build(shape)
+        shapes = list(self.stem.compute_output_shape(shape))  # of layers -1, 0, 1, ...
+        for cell in self.cells:
+            cell.build(shapes[-1], shapes[-2])
+            shapes.append(cell.compute_output_shape(shapes[-1], shapes[-2]))
         self.aspp.build(shapes[-1])
-        aspp_shape = (None, None, None, self.aspp.filters)
-        self.decoder.build(aspp_shape, shapes[1 + self.low_level_layer])
+        encoded_shape = self.aspp.compute_output_shape(shapes[-1])
+        self.decoder.build(encoded_shape, shapes[1 + self.low_level_layer])
+        # Made last, as without a seed it draws one where the weights have drawn theirs. Its state
+        # is none of the network's: held by a function, Keras does not count it among `variables`,
+        # and no checkpoint has it.
+        generator = keras.random.SeedGenerator(self._options["seed"])
+        self._draw_seeds = partial(draw_seeds, generator)
 
     def call(
         self,
@@ -280,20 +377,23 @@ class Network(keras.Model):
         """Returns logits, float32 [N, H, W, num_classes].
 
         Args:
-          images: float32 or uint8 [N, H, W, 3] of any size, values 0..255.
-          training: whether dropout and drop path act and BN, if fine-tuned, uses batch statistics.
-          seeds: int32 [N, 2], required in training: what is dropped from an example depends on its
-            seed alone, not on the rest of the batch.
-          progress: t / T, the share of training that is done; required in training with drop path.
-
-        Raises:
-          ValueError: training without `seeds`, or drop path without `progress`.
+            images: float32 or uint8 [N, H, W, 3] of any size, values 0..255.
+            training: whether dropout and drop path act and BN, if fine-tuned, uses batch
+                statistics.
+            seeds: int32 [N, 2]; what is dropped from an example in training depends on its seed
+                alone, not on the rest of the batch. None, as in `fit`: new ones at each call, drawn
+                by a keras.random.SeedGenerator.
+            progress: t / T, the share of training that is done, by which drop path grows. None, as
+                in `fit`, which does not know T: drop path has its final strength from the first
+                step on.
         """
         size = sides(images)
         x = network_input(images)
         padded_size = sides(x)
         batch_norm_training = training and self.fine_tune_batch_norm
-        drop_path = self._drop_path(seeds, progress) if training else None
+        if training and seeds is None:
+            seeds = self._draw_seeds(tf.shape(images)[0])
+        drop_path = self._draw_drop_path(seeds, progress) if training else None
 
         outputs = list(self.stem(x, training=batch_norm_training))  # from layer -1 on
         for number, cell in enumerate(self.cells):
@@ -307,45 +407,55 @@ class Network(keras.Model):
             )
         x = self.aspp(tf.nn.relu(outputs[-1]), training=batch_norm_training)
         if training:
-            x = dropout(x, seeds)
+            x = apply_dropout(x, seeds)
         low_level = outputs[1 + self.low_level_layer]
         logits = self.decoder(x, low_level, training=batch_norm_training)
         return resize_bilinear(logits, padded_size)[:, : size[0], : size[1]]
 
-    def _drop_path(self, seeds: tf.Tensor | None, progress: Any) -> tf.Tensor | None:
+    def _draw_drop_path(self, seeds: tf.Tensor, progress: Any) -> tf.Tensor | None:
         """What operations' outputs are multiplied by, [N, L, 2 B]; None without drop path."""
-        if seeds is None:
-            raise ValueError("training needs seeds [N, 2], from which dropout is drawn")
         if self.drop_path_keep_prob == 1.0:
             return None
-        if progress is None:
-            raise ValueError("training with drop path needs progress, the share t / T done")
-        keep = drop_path_keep(self.genotype.num_layers, self.drop_path_keep_prob, progress)
+        progress = 1.0 if progress is None else progress
+        keep = schedule_drop_path(self.genotype.num_layers, self.drop_path_keep_prob, progress)
         shape = (self.genotype.num_layers, 2 * self.genotype.num_blocks)
-        return keep_mask(uniform(seeds, DROP_PATH_STREAM, shape), keep[:, None])
+        return make_keep_mask(draw_uniform(seeds, DROP_PATH_STREAM, shape), keep[:, None])
 
 
-def drop_path_keep(num_layers: int, keep_prob: float, progress: tf.Tensor | float) -> tf.Tensor:
+def schedule_drop_path(num_layers: int, keep_prob: float, progress: tf.Tensor | float) -> tf.Tensor:
     """The share of operations that ScheduledDropPath keeps in each cell, float32 [L].
 
-    It falls linearly with depth, to `keep_prob` in the last cell, and with time, from 1.
+    In cell l of L, when the share t / T of the training is done, it is
+    1 - t / T * l / L * (1 - keep_prob): all of them at first, `keep_prob` in the last cell at last.
+
+    Args:
+        num_layers: L.
+        keep_prob: in (0, 1].
+        progress: t / T; what is above 1 counts as 1.
     """
     depth = tf.range(1, num_layers + 1, dtype=tf.float32) / num_layers
     return 1.0 - tf.minimum(1.0, tf.cast(progress, tf.float32)) * depth * (1.0 - keep_prob)
 
 
-def dropout(x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+def apply_dropout(x: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
     """Dropout of [N, h, w, C] by the examples' own seeds, int32 [N, 2]."""
-    mask = keep_mask(uniform(seeds, DROPOUT_STREAM, tf.shape(x)[1:]), DROPOUT_KEEP_PROB)
+    mask = make_keep_mask(draw_uniform(seeds, DROPOUT_STREAM, tf.shape(x)[1:]), DROPOUT_KEEP_PROB)
     return x * tf.cast(mask, x.dtype)
 
 
-def keep_mask(noise: tf.Tensor, keep: tf.Tensor | float) -> tf.Tensor:
+def make_keep_mask(noise: tf.Tensor, keep: tf.Tensor | float) -> tf.Tensor:
     """1 / keep where `noise`, uniform on [0, 1], is up to `keep`, else 0: 1 on average."""
     return tf.where(noise <= keep, 1.0 / keep, 0.0)
 
 
-def uniform(seeds: tf.Tensor, stream: int, shape: Any) -> tf.Tensor:
+def draw_seeds(generator: keras.random.SeedGenerator, count: tf.Tensor | int) -> tf.Tensor:
+    """Seeds for `count` examples, int32 [count, 2]: new ones at each call and on each replica."""
+    seeds = keras.random.randint((count, 2), 0, tf.int32.max, "int32", seed=generator)
+    context = tf.distribute.get_replica_context()  # every replica has a copy of the generator
+    return seeds if context is None else seeds + context.replica_id_in_sync_group
+
+
+def draw_uniform(seeds: tf.Tensor, stream: int, shape: Any) -> tf.Tensor:
     """Float32 [N, *shape], uniform on [0, 1], example by example from seeds int32 [N, 2]."""
 
     def draw(seed: tf.Tensor) -> tf.Tensor:

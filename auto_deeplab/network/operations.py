@@ -23,13 +23,20 @@ EPSILON = 1e-3
 Shape = tuple[int | None, ...]
 
 
-def scaled_uniform() -> keras.initializers.Initializer:
+def make_scaled_uniform() -> keras.initializers.Initializer:
     """The initializer of stem and cells: uniform variance scaling 1/3 by fan-in.
 
     Layers take a function that makes an initializer: one Keras initializer object gives all kernels
     of one shape the same values.
     """
     return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
+
+
+def shrink_shape(shape: Shape, stride: int, filters: int) -> Shape:
+    """[N, ceil(H / stride), ceil(W / stride), filters] from [N, H, W, C]; None stays None."""
+    batch, height, width, _ = shape
+    new = (None if side is None else (side - 1) // stride + 1 for side in (height, width))
+    return (batch, *new, filters)
 
 
 def convolve_and_normalize(
@@ -69,12 +76,12 @@ class ConvNorm(keras.layers.Layer):
     """A dense convolution with SAME padding, then BN; no ReLU.
 
     Args:
-      filters: output channels.
-      size: side of the kernel.
-      stride, rate: of the convolution; one of them is 1.
-      batch_norm: makes the BN.
-      epsilon: of BN.
-      initializer: makes the kernel's initializer.
+        filters: output channels.
+        size: side of the kernel.
+        stride, rate: of the convolution; one of them is 1.
+        batch_norm: makes the BN.
+        epsilon: of BN.
+        initializer: makes the kernel's initializer.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class ConvNorm(keras.layers.Layer):
         rate: int = 1,
         batch_norm: MakeBatchNorm,
         epsilon: float = EPSILON,
-        initializer: Callable[[], Any] = scaled_uniform,
+        initializer: Callable[[], Any] = make_scaled_uniform,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
@@ -132,12 +139,12 @@ class SeparableNorm(keras.layers.Layer):
         self.depthwise_kernel = self.add_weight(
             name="depthwise_kernel",
             shape=(self.size, self.size, shape[-1], 1),
-            initializer=scaled_uniform(),
+            initializer=make_scaled_uniform(),
         )
         self.pointwise_kernel = self.add_weight(
             name="pointwise_kernel",
             shape=(1, 1, shape[-1], self.filters),
-            initializer=scaled_uniform(),
+            initializer=make_scaled_uniform(),
         )
         self.norm.build((*shape[:-1], self.filters))
 
@@ -177,8 +184,8 @@ class AtrousConv(keras.layers.Layer):
     same pixels of the input.
 
     Args:
-      conv: ConvNorm or SeparableNorm.
-      size: side of the kernel.
+        conv: ConvNorm or SeparableNorm.
+        size: side of the kernel.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from auto_deeplab.network.network import Network
 from official import averaging
-from official.losses import mining_share
+from official.losses import compute_mining_share
 from official.training_step import (
     NO_INLINE,
     Losses,
@@ -34,7 +34,7 @@ class Retrain:
         strategy: the step runs on all its replicas.
         class_weights: factors of the classes' losses, or None.
         top_k_pixels: share in (0, 1] of each image's valid pixels, those of the largest losses,
-            that count; see losses.pixel_cross_entropy.
+            that count; see losses.sum_cross_entropy.
         hard_mining_steps: the share falls from 1 to top_k_pixels over so many steps; 0: at once.
         averaged: a second network, built with the same arguments, whose variables become the moving
             averages of the first one's; None: no averages.
@@ -110,7 +110,9 @@ class Retrain:
         seeds = tf.stack([tf.fill(tf.shape(numbers), self._seed), numbers], axis=1)
         progress = tf.cast(self.optimizer.iterations, tf.float32) / self._total_steps
 
-        share = mining_share(self._top_k_pixels, self._hard_mining_steps, self.optimizer.iterations)
+        share = compute_mining_share(
+            self._top_k_pixels, self._hard_mining_steps, self.optimizer.iterations
+        )
         pixels = pixels_of_all_replicas(batch["label"], self._ignore_label, share)
         network = self.network
         moving = network.non_trainable_variables if network.fine_tune_batch_norm else []

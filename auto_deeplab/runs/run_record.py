@@ -1,6 +1,7 @@
 """What a model_dir remembers of its run, for resuming and for the modes that come after.
 
-run.json: the mode, everything that makes two runs different runs, the data's classes and colours.
+run.json: the mode; under "identity" everything that makes two runs different runs; the data's
+classes and colours; of a training, what its network is made from.
 genotype.json: what a search found, or what a network was built from.
 flags.cfg: the mode's flags, as a flagfile.
 """
@@ -20,14 +21,17 @@ FLAGS_FILE = "flags.cfg"
 
 NETWORK_SHAPE = ("filter_multiplier", "stem_filters", "head_filters")
 NETWORK = (*NETWORK_SHAPE, "batch_norm_decay", "fine_tune_batch_norm", "drop_path_keep_prob")
-"""What a training's identity says of its network, beside the genotype."""
+"""What the identity of a training says of its network, beside the genotype."""
 
 IMPORTED, GUESSED = "imported", "class_names_guessed"
 """Keys of a network that was not trained here: what it came from; whether its names are a guess."""
 
+CONFIG = "network"
+"""Key of a training's `Network.get_config()`; a run that is older than the key has none."""
+
 SCALE = "scale"
-"""Key of what the training data's conversion did to images' sizes, as in their description; a run
-that is older than the key, or an imported network, has none."""
+"""Key of what the conversion of the training data did to the sizes of images, in the words of the
+data's description; a run that is older than the key, or an imported network, has none."""
 
 Record = dict[str, Any]
 
@@ -79,15 +83,15 @@ def write(model_dir: str, mode: str, identity: Record, facts: Record) -> None:
         model_dir: made if it is not there.
         mode: "search" or "train".
         identity: as in `check`.
-        facts: more that later modes need to know: class names, palette, ...
+        facts: more that later modes need to know, by name: class_names, palette, CONFIG, ...
     """
     make_directory(model_dir)
     record = {"mode": mode, "identity": identity, **facts}
     write_atomically(os.path.join(model_dir, FILE), json.dumps(record, indent=1) + "\n")
 
 
-def figure(model_dir: str, name: str) -> str:
-    """The path of a figure, in a directory that exists."""
+def make_figure_path(model_dir: str, name: str) -> str:
+    """The path of a figure of the run; its directory is made if it is not there."""
     return str(make_directory(os.path.join(model_dir, "figures")) / f"{name}.png")
 
 
@@ -128,7 +132,7 @@ def compare(record: Record, identity: Record, model_dir: str, defaults: Record) 
             if not os.path.isdir(_checkpoints(model_dir)):
                 remedy += ", or remove this one: it holds no checkpoint yet"
             raise OtherRunError(
-                f"--{flag} is {short(value)}, but {short(before)} in the run that "
+                f"--{flag} is {shorten(value)}, but {shorten(before)} in the run that "
                 f"--model_dir={model_dir} holds: {remedy}",
                 *(flag, value, before),
             )
@@ -146,7 +150,7 @@ def read_genotype(model_dir: str) -> Genotype:
         raise RunError(f"{error}: restore it, or choose another --model_dir") from None
 
 
-def beside(prefix: str) -> Record | None:
+def read_beside(prefix: str) -> Record | None:
     """The record of the run whose checkpoint this is; None if there is none.
 
     Raises:
@@ -156,14 +160,14 @@ def beside(prefix: str) -> Record | None:
     return _read(model_dir) if os.path.exists(os.path.join(model_dir, FILE)) else None
 
 
-def class_names_beside(prefix: str) -> list[str] | None:
+def read_class_names_beside(prefix: str) -> list[str] | None:
     """The class names of the run whose checkpoint this is; None if they are not known."""
-    record = beside(prefix)
+    record = read_beside(prefix)
     return None if record is None or record.get(GUESSED) else record.get("class_names")
 
 
-def architecture(genotype: Genotype) -> str:
-    """What makes two genotypes different networks, in one line."""
+def describe_architecture(genotype: Genotype) -> str:
+    """A genotype as one line, which is another for each other network; without its `meta`."""
     content = json.loads(genotype.to_json())
     return json.dumps([content[key] for key in ("path", "cells", "cell_of_layer")])
 
@@ -184,7 +188,7 @@ def _read(model_dir: str) -> Record:
     raise RunError(f"{path} is damaged: restore it, or choose another --model_dir")
 
 
-def short(value: Any) -> str:
-    """A value as text, cut off where it gets long."""
+def shorten(value: Any) -> str:
+    """A value as text, cut off after 120 characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."

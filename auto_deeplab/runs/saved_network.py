@@ -12,32 +12,25 @@ from official.errors import RunError
 from official.sizes import Sizes
 
 
-def new_network(
-    genotype: Genotype,
-    identity: Mapping[str, Any],
-    num_classes: int,
-    sync_batch_norm: bool = True,
+def make_network(
+    genotype: Genotype, identity: Mapping[str, Any], num_classes: int, **options: Any
 ) -> Network:
-    """A built network.
+    """Makes the network of a training, built, with initial weights.
 
     Args:
-      genotype: path and cells.
-      identity: has the values of run_record.NETWORK.
-      num_classes: channels of the logits.
-      sync_batch_norm: see `Network`; matters in training only.
+        genotype: path and cells.
+        identity: has the values of run_record.NETWORK.
+        num_classes: channels of the logits.
+        options: further arguments of `Network`: class_names, palette, sizes, sync_batch_norm.
     """
-    network = Network(
-        genotype,
-        num_classes=num_classes,
-        sync_batch_norm=sync_batch_norm,
-        **{name: identity[name] for name in run_record.NETWORK},
-    )
+    widths = {name: identity[name] for name in run_record.NETWORK}
+    network = Network(genotype, num_classes=num_classes, **widths, **options)
     network.build((None, None, None, 3))
     return network
 
 
 def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
-    """The path prefix of a run's checkpoint; see `trained_network`."""
+    """The path prefix of a run's checkpoint; see `load_network`."""
     return checkpoints.find(checkpoint or os.path.join(model_dir, "checkpoints"))
 
 
@@ -47,7 +40,7 @@ def check_genotype(genotype: Genotype, prefix: str) -> None:
     Other cells can have variables of the same names and shapes.
 
     Raises:
-      RunError: they are not the same.
+        RunError: they are not the same.
     """
     model_dir = os.path.dirname(os.path.dirname(os.path.abspath(prefix)))
     if not os.path.exists(os.path.join(model_dir, run_record.GENOTYPE)):
@@ -58,34 +51,55 @@ def check_genotype(genotype: Genotype, prefix: str) -> None:
         if values[0] != values[1]:
             raise RunError(
                 f"the checkpoint {prefix} is that of another genotype: its {part} is "
-                f"{run_record.short(values[0])}, not {run_record.short(values[1])}"
+                f"{run_record.shorten(values[0])}, not {run_record.shorten(values[1])}"
             )
 
 
-def trained_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network, int, str]:
-    """The network of a training with a checkpoint's weights: averaged ones, if the run averaged.
+def load_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network, int, str]:
+    """Loads the network of a training with a checkpoint's weights: the averages, if it has some.
 
     Args:
-      model_dir: of --mode=train, or the --output_dir of import_tf1.
-      checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
+        model_dir: of --mode=train, or the --output_dir of import_tf1.
+        checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
 
     Returns:
-      The network, which knows the scale of its training data (`Network.sizes`), the step at which
-      its weights were saved, and the checkpoint's path prefix.
+        The network, which knows its classes' names and colours and the scale of its training data
+        (`Network.sizes`); the step at which its weights were saved; the checkpoint's path prefix.
 
     Raises:
-      UsageError: model_dir holds no training.
-      RunError: one of its files is missing or damaged, or the checkpoint is another network's.
+        UsageError: model_dir holds no training.
+        RunError: one of its files is missing or damaged, or the checkpoint is another network's.
     """
     record = run_record.read(model_dir, "train")
     genotype = run_record.read_genotype(model_dir)
     path = find_checkpoint(model_dir, checkpoint)
-    check_genotype(genotype, path)
-    identity = record["identity"]
-    network = new_network(genotype, identity, len(record["class_names"]))
-    network.sizes = Sizes.from_options(record.get(run_record.SCALE, {}))
-    group = "average" if identity.get("ema_decay") else "weights"
+    network = _make_recorded(record, genotype, model_dir)
+    check_genotype(network.genotype, path)
+    group = "average" if record["identity"].get("ema_decay") else "weights"
     return network, checkpoints.restore(path, {group: network.variables}), path
+
+
+def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str) -> Network:
+    """The network that run.json describes, built; `genotype` is read beside it."""
+    config = record.get(run_record.CONFIG)
+    if config is None:  # an older run
+        return make_network(
+            genotype,
+            record["identity"],
+            len(record["class_names"]),
+            class_names=record["class_names"],
+            palette=record.get("palette"),
+            sizes=Sizes.from_options(record.get(run_record.SCALE, {})),
+        )
+    try:
+        network = Network.from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path = os.path.join(model_dir, run_record.FILE)
+        raise RunError(
+            f'{path} is damaged: "{run_record.CONFIG}" describes no network ({error}); restore it'
+        ) from None
+    network.build((None, None, None, 3))
+    return network
 
 
 def find_weights(path: str) -> str:
@@ -127,7 +141,7 @@ def initialize(network: Network, path: str, class_names: Sequence[str]) -> str |
     last = network.decoder.logits
     (here,) = last.bias.shape
     (there,) = shapes.get(last.bias.path, (here,))
-    names = run_record.class_names_beside(prefix)
+    names = run_record.read_class_names_beside(prefix)
     difference = None
     if there != here:
         difference = f"{there} classes there, {here} here"

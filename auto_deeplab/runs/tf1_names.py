@@ -25,22 +25,22 @@ _KERNELS = {
 }
 
 
-def tf1_name(path: str) -> str:
-    """The name of a variable in TF1's graph; shapes are the same on both sides.
+def find_tf1_name(path: str) -> str:
+    """Finds what a variable is called in TF1's graph; its shape is the same there.
 
     Args:
-      path: of a variable of a `Network` with the published genotype, such as
-        network/cell_0/blocks/block_0_right/first/norm/gamma.
+        path: of a variable of a `Network` with the published genotype, such as
+            network/cell_0/blocks/block_0_right/first/norm/gamma.
 
     Returns:
-      such as hnasnet/cell_0/comb_iter_0/right/bn_sep_3x3_1/gamma.
+        such as hnasnet/cell_0/comb_iter_0/right/bn_sep_3x3_1/gamma.
     """
     layer, _, variable = path.removeprefix("network/").rpartition("/")
-    convolution, norm = _scopes(layer.removesuffix("/norm"))
+    convolution, norm = _find_scopes(layer.removesuffix("/norm"))
     return f"{convolution}/{_KERNELS[variable]}" if variable in _KERNELS else f"{norm}/{variable}"
 
 
-def _scopes(layer: str) -> tuple[str, str]:
+def _find_scopes(layer: str) -> tuple[str, str]:
     """TF1's scopes of a layer's convolution and of its batch normalisation."""
     match layer.split("/"):
         case ["stem", name]:

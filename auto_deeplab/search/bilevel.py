@@ -41,7 +41,7 @@ class Search:
         strategy: the steps run on all its replicas.
         class_weights: factors of the classes' losses, or None.
         cost_term: (alpha of a node, beta) -> (penalty, expected cost), of which the penalty is
-            added to the architecture's loss; see expected_cost.budget_term. None: nothing is.
+            added to the architecture's loss; see expected_cost.make_budget_term. None: nothing is.
         second_order: whether the architecture's gradient sees what its change does to w; see
             `_second_order_gradients`.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and

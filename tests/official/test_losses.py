@@ -21,7 +21,7 @@ def mean_loss_and_gradient(labels, logits, **options):
     logits = tf.convert_to_tensor(logits, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        loss_sum, count = losses.pixel_cross_entropy(labels, logits, ignore_label=255, **options)
+        loss_sum, count = losses.sum_cross_entropy(labels, logits, ignore_label=255, **options)
         loss = tf.math.divide_no_nan(loss_sum, count)
     return loss, tape.gradient(loss, logits)
 
@@ -29,13 +29,11 @@ def mean_loss_and_gradient(labels, logits, **options):
 def test_value_by_hand():
     # Logits (log 3, 0) give probabilities 3/4, 1/4: class 0 costs log 4/3, class 1 costs log 4.
     logits = np.broadcast_to(np.float32([math.log(3), 0]), (1, 1, 3, 2))
-    loss_sum, count = losses.pixel_cross_entropy(
-        np.int32([[[0, 1, 255]]]), logits, ignore_label=255
-    )
+    loss_sum, count = losses.sum_cross_entropy(np.int32([[[0, 1, 255]]]), logits, ignore_label=255)
     assert float(count) == 2
     assert float(loss_sum) == pytest.approx(math.log(4 / 3) + math.log(4), rel=1e-6)
     # Weights 2 and 5 multiply the pixels' losses; the count stays.
-    loss_sum, count = losses.pixel_cross_entropy(
+    loss_sum, count = losses.sum_cross_entropy(
         np.int32([[[0, 1, 255]]]), logits, ignore_label=255, class_weights=[2, 5]
     )
     assert float(count) == 2
@@ -64,7 +62,7 @@ def test_low_precision_logits_are_computed_in_float32(dtype):
     # 8 and 1000 are exact in both types. The loss of class 1 is 1000 - 8 + log(1 + e^-992) = 992,
     # summed over 400 pixels 396,800: beyond float16's largest number, 65,504.
     logits = tf.cast(np.broadcast_to(np.float32([1000, 8]), (1, 20, 20, 2)), dtype)
-    loss_sum, count = losses.pixel_cross_entropy(
+    loss_sum, count = losses.sum_cross_entropy(
         np.ones((1, 20, 20), np.int32), logits, ignore_label=255
     )
     assert loss_sum.dtype == count.dtype == tf.float32
@@ -79,7 +77,7 @@ def test_uneven_void_pixels_on_two_replicas_equal_one_device(two_replicas):
 
     def gradient_of(scale, labels, logits):
         with tf.GradientTape() as tape:
-            loss_sum, count = losses.pixel_cross_entropy(
+            loss_sum, count = losses.sum_cross_entropy(
                 labels, logits * scale, ignore_label=255, class_weights=[1.0, 2.0, 0.5]
             )
             loss = tf.math.divide_no_nan(loss_sum, distribution.sum_over_replicas(count))
@@ -156,9 +154,7 @@ def test_of_equally_hard_pixels_as_many_as_wanted_count():
     # Six pixels that cost log 2 each; ceil(0.25 * 5) = 2 of the five valid ones count: the first.
     logits = tf.zeros([1, 2, 3, 2])
     labels = np.int32([[[255, 0, 1], [1, 0, 0]]])
-    loss_sum, count = losses.pixel_cross_entropy(
-        labels, logits, ignore_label=255, top_k_pixels=0.25
-    )
+    loss_sum, count = losses.sum_cross_entropy(labels, logits, ignore_label=255, top_k_pixels=0.25)
     assert float(count) == 2 and float(loss_sum) == pytest.approx(2 * math.log(2), rel=1e-6)
     _, gradient = mean_loss_and_gradient(labels, np.zeros([1, 2, 3, 2]), top_k_pixels=0.25)
     assert np.argwhere(gradient.numpy()[..., 0]).tolist() == [[0, 0, 1], [0, 0, 2]]
@@ -185,7 +181,7 @@ def test_mining_where_all_is_void_is_zero_and_not_nan():
 
 def test_the_number_of_pixels_is_not_rounded_up_by_float32():
     # 0.3 is 0.300000012 in float32, and times 100,000 that is nearest to 30000.00195.
-    _, count = losses.pixel_cross_entropy(
+    _, count = losses.sum_cross_entropy(
         np.zeros((1, 1, 100_000), np.int32),
         tf.zeros([1, 1, 100_000, 2]),
         ignore_label=255,
@@ -196,8 +192,8 @@ def test_the_number_of_pixels_is_not_rounded_up_by_float32():
 
 def test_mining_share():
     # A straight line from 1 at step 0 to 0.2 at step 8: 0.1 less each step.
-    share = lambda step: losses.mining_share(0.2, 8, step)  # noqa: E731
+    share = lambda step: losses.compute_mining_share(0.2, 8, step)  # noqa: E731
     for function in (share, tf.function(share)):
         shares = [float(function(tf.constant(step))) for step in (0, 1, 4, 8, 9)]
         np.testing.assert_allclose(shares, [1, 0.9, 0.6, 0.2, 0.2], rtol=1e-12)
-    assert losses.mining_share(0.2, 0, tf.constant(3)) == 0.2
+    assert losses.compute_mining_share(0.2, 0, tf.constant(3)) == 0.2

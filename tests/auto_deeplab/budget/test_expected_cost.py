@@ -45,7 +45,7 @@ def table():
 def invented(operations, num_blocks):
     """A table in which every piece has a cost of its own."""
     rng = np.random.default_rng(0)
-    keys = cost_table.piece_keys(operations)
+    keys = cost_table.list_pieces(operations)
     pieces = {" ".join(map(str, key)): rng.uniform(1, 2) for key in keys}
     return CostTable("latency", settings(operations, num_blocks), pieces)
 
@@ -71,7 +71,7 @@ def of_genotype(table, genotype):
     for layer, (before_last, last, level) in enumerate(
         zip((-1, 0, *path), (0, *path), path, strict=False), start=1
     ):
-        total += table.inputs(layer, before_last, last, level) + table("blocks", level)
+        total += table.cost_of_inputs(layer, before_last, last, level) + table("blocks", level)
         for source, name in itertools.chain(*genotype.cell(layer)):
             down = level > last and source < 2
             total += table("operation", name, level, 2 if down else 1)
@@ -99,8 +99,8 @@ def decided(path, operation, operations, num_blocks):
 
 
 def paths(num_layers):
-    candidates = itertools.product(range(4), repeat=num_layers)
-    return [path for path in candidates if np.all(np.abs(np.diff((0, *path))) <= 1)]
+    levels = itertools.product(range(4), repeat=num_layers)
+    return [path for path in levels if np.all(np.abs(np.diff((0, *path))) <= 1)]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -138,7 +138,7 @@ def test_the_published_network_from_its_pieces():
 def test_a_decided_architecture_costs_what_its_network_does(table, path, operation):
     # The inputs that are kept make no difference: a convolution costs the same at both strides.
     alpha_of, beta = decided(path, operation, search_space.OPERATIONS, 2)
-    value = expected_cost.expected(table, search_space.OPERATIONS, alpha_of, beta)
+    value = expected_cost.compute(table, search_space.OPERATIONS, alpha_of, beta)
     network = Genotype(path, ((((0, operation), (1, operation)),) * 2,))
     assert value.dtype == tf.float32 and value.shape == ()
     assert float(value) == pytest.approx(counted(network, **table.settings), rel=1e-6)
@@ -188,7 +188,7 @@ def test_expected_is_the_mean_over_all_networks(num_layers, num_blocks):
             total += chance
     assert total == pytest.approx(1.0, rel=1e-12)
 
-    value = expected_cost.expected(table, FEW, lambda *node: alpha[node], beta)
+    value = expected_cost.compute(table, FEW, lambda *node: alpha[node], beta)
     assert float(value) == pytest.approx(mean, rel=1e-12)
 
 
@@ -204,8 +204,8 @@ def test_columns_may_be_some_of_the_tables_in_another_order():
         return tf.constant(wide)
 
     values = [
-        expected_cost.expected(table, few, lambda *node: alpha[node], beta),
-        expected_cost.expected(table, search_space.OPERATIONS, widened, beta),
+        expected_cost.compute(table, few, lambda *node: alpha[node], beta),
+        expected_cost.compute(table, search_space.OPERATIONS, widened, beta),
     ]
     assert float(values[0]) == pytest.approx(float(values[1]), rel=1e-12)
 
@@ -219,7 +219,7 @@ def test_gradients_are_those_of_finite_differences():
     def value(alpha, beta):  # a different alpha for every level
         alpha = tf.nn.softmax(alpha)
         beta = masked_softmax(beta, legal)
-        return expected_cost.expected(table, FEW, lambda _, level: alpha[level], beta)
+        return expected_cost.compute(table, FEW, lambda _, level: alpha[level], beta)
 
     with tf.GradientTape() as tape:
         tape.watch(logits)
@@ -242,7 +242,7 @@ def test_less_of_what_is_dear_costs_less(table):
     architecture = Architecture(
         num_layers=3, num_blocks=2, operations=search_space.OPERATIONS, seed=0
     )
-    term = expected_cost.budget_term(table, search_space.OPERATIONS, budget=1e-9, weight=1.0)
+    term = expected_cost.make_budget_term(table, search_space.OPERATIONS, budget=1e-9, weight=1.0)
 
     def value():
         alpha, beta = architecture.probabilities()
@@ -286,11 +286,11 @@ def test_saturated_logits_are_numbers(table, sharing, scale):
         with tf.GradientTape() as tape:
             alpha, beta = architecture.probabilities()
             of_node = partial(architecture.alpha_of, alpha)
-            value = expected_cost.expected(table, search_space.OPERATIONS, of_node, beta)
+            value = expected_cost.compute(table, search_space.OPERATIONS, of_node, beta)
         return value, tape.gradient(value, architecture.trainable_variables)
 
     value, gradients = cost_and_gradients()
-    low, high = expected_cost.bounds(table, search_space.OPERATIONS, 3)
+    low, high = expected_cost.compute_bounds(table, search_space.OPERATIONS, 3)
     assert low < float(value) < high
     gradients = [tf.convert_to_tensor(gradient).numpy() for gradient in gradients]
     assert all(np.isfinite(gradient).all() for gradient in gradients)
@@ -299,19 +299,19 @@ def test_saturated_logits_are_numbers(table, sharing, scale):
 
 def test_an_edge_of_none_alone_is_any_other_operation(table):
     alpha_of, beta = decided((0, 1), "none", search_space.OPERATIONS, 2)
-    value = expected_cost.expected(table, search_space.OPERATIONS, alpha_of, beta)
+    value = expected_cost.compute(table, search_space.OPERATIONS, alpha_of, beta)
     uniform = tf.fill([5, 8], 1 / 8)
-    wanted = expected_cost.expected(table, search_space.OPERATIONS, lambda *_: uniform, beta)
+    wanted = expected_cost.compute(table, search_space.OPERATIONS, lambda *_: uniform, beta)
     assert float(value) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_bounds_are_reached_and_never_left():
     table = invented(FEW, 2)
-    low, high = expected_cost.bounds(table, FEW, 3)
+    low, high = expected_cost.compute_bounds(table, FEW, 3)
 
     @tf.function
     def value(alpha, beta):  # alpha by layer
-        return expected_cost.expected(table, FEW, lambda layer, _: alpha[layer - 1], beta)
+        return expected_cost.compute(table, FEW, lambda layer, _: alpha[layer - 1], beta)
 
     # All paths, and in each layer one operation on the cell's inputs (edges 0 to 3 of 5) and one
     # on block 0 (edge 4).
@@ -331,9 +331,9 @@ def test_bounds_are_reached_and_never_left():
 
 def test_the_penalty_begins_at_the_budget(table):
     alpha_of, beta = decided((0, 1), "sep_conv_3x3", search_space.OPERATIONS, 2)
-    value = float(expected_cost.expected(table, search_space.OPERATIONS, alpha_of, beta))
+    value = float(expected_cost.compute(table, search_space.OPERATIONS, alpha_of, beta))
     for share, penalty in ((0.5, 3.0), (0.8, 0.75), (1.25, 0.0)):  # 3 (1 / share - 1)
-        term = expected_cost.budget_term(
+        term = expected_cost.make_budget_term(
             table, search_space.OPERATIONS, budget=share * value, weight=3.0
         )
         found = term(alpha_of, beta)
@@ -396,7 +396,7 @@ def test_profile_writes_the_table(tmp_path, metric):
     summary = json.loads(done.stdout.splitlines()[-1])
     table = cost_table.load(tmp_path / "costs.json")
     assert (summary["metric"], summary["pieces"]) == (table.metric, len(table.pieces))
-    low, high = expected_cost.bounds(table, FEW, 2)
+    low, high = expected_cost.compute_bounds(table, FEW, 2)
     assert (summary["cheapest"], summary["dearest"]) == (low, high) and 0 < low < high
     assert table.settings["operations"] == list(FEW)
     assert (table.settings["crop_size"], table.settings["num_classes"]) == ([33, 33], 19)

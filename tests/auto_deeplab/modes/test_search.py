@@ -16,7 +16,7 @@ def test_what_a_search_asks_of_its_table(tmp_path, capsys):
     settings |= {"crop_size": [33, 65], "stem_filters": [4, 4, 6], "head_filters": 4}
     table = cost_table.measure(settings | {"num_classes": 3}, "multiply_adds")
     table.save(file)
-    low, high = expected_cost.bounds(table, search_space.OPERATIONS, 3)
+    low, high = expected_cost.compute_bounds(table, search_space.OPERATIONS, 3)
 
     def checked(**given):
         limit = {"cost_table": str(file), "cost_budget": (low + high) / 2, "cost_weight": 0.5}

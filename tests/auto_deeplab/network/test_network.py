@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab.network.network import Cell, Network, drop_path_keep, keep_mask, uniform
+from auto_deeplab.network.network import (
+    Cell,
+    Network,
+    draw_uniform,
+    make_keep_mask,
+    schedule_drop_path,
+)
 from auto_deeplab.space import genotype, search_space
 from auto_deeplab.space.genotype import Genotype
 from official import distribution
@@ -153,7 +159,7 @@ def plain_network(weights, x, path):
 
 
 def test_equals_the_plain_formula_of_the_released_network():
-    # The published cell; a path with every kind of move and, as the published one, three layers at
+    # The published cell; a path with every kind of edge and, as the published one, three layers at
     # stride 4 first.
     path = (0, 0, 0, 1, 2, 1, 1)
     keras.utils.set_random_seed(0)
@@ -283,14 +289,16 @@ def test_what_is_dropped_depends_on_the_example_alone():
 
 def test_drop_path_keeps_at_the_scheduled_rate():
     # Cell n of N keeps 1 - (n + 1) / N * (1 - p) at the end, and all at the start.
-    np.testing.assert_allclose(drop_path_keep(4, 0.8, 0.0), [1.0] * 4)
-    np.testing.assert_allclose(drop_path_keep(4, 0.8, 0.5), [0.975, 0.95, 0.925, 0.9], rtol=1e-6)
-    np.testing.assert_allclose(drop_path_keep(4, 0.8, 1.0), [0.95, 0.9, 0.85, 0.8], rtol=1e-6)
-    np.testing.assert_allclose(drop_path_keep(4, 0.8, 3.0), [0.95, 0.9, 0.85, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(schedule_drop_path(4, 0.8, 0.0), [1.0] * 4)
+    np.testing.assert_allclose(
+        schedule_drop_path(4, 0.8, 0.5), [0.975, 0.95, 0.925, 0.9], rtol=1e-6
+    )
+    np.testing.assert_allclose(schedule_drop_path(4, 0.8, 1.0), [0.95, 0.9, 0.85, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(schedule_drop_path(4, 0.8, 3.0), [0.95, 0.9, 0.85, 0.8], rtol=1e-6)
 
-    keep = drop_path_keep(4, 0.2, 1.0)  # 0.8, 0.6, 0.4, 0.2
-    noise = tf.function(lambda: uniform(seeds(*range(400)), 0, (4, 10)))()
-    masks = keep_mask(noise, keep[:, None]).numpy()
+    keep = schedule_drop_path(4, 0.2, 1.0)  # 0.8, 0.6, 0.4, 0.2
+    noise = tf.function(lambda: draw_uniform(seeds(*range(400)), 0, (4, 10)))()
+    masks = make_keep_mask(noise, keep[:, None]).numpy()
     for cell, share in enumerate((0.8, 0.6, 0.4, 0.2)):
         mask = masks[:, cell]
         np.testing.assert_allclose(mask[mask > 0], 1 / share, rtol=1e-5)
@@ -298,7 +306,7 @@ def test_drop_path_keeps_at_the_scheduled_rate():
         assert abs((mask > 0).mean() - share) < 0.04
     # Operations, cells and examples are drawn separately; compiled by XLA, they are the same.
     assert len(np.unique(noise)) > 0.99 * noise.shape.num_elements()
-    compiled = tf.function(lambda: uniform(seeds(0, 1, 2), 0, (4, 10)), jit_compile=True)()
+    compiled = tf.function(lambda: draw_uniform(seeds(0, 1, 2), 0, (4, 10)), jit_compile=True)()
     np.testing.assert_array_equal(compiled, noise[:3])
 
 
@@ -323,13 +331,14 @@ def test_drop_path_acts_by_progress():
     assert np.abs(network(batch, progress=1.0, **ours) - start).max() > 0.01
 
 
-def test_training_needs_its_arguments():
-    with pytest.raises(ValueError, match="seeds"):
-        build()(images(1, 33, 33), training=True)
-    with pytest.raises(ValueError, match="progress"):
-        build(drop_path_keep_prob=0.8)(images(1, 33, 33), training=True, seeds=seeds(0))
-    with pytest.raises(ValueError, match="drop_path_keep_prob"):
-        build(drop_path_keep_prob=0.0)
+def test_arguments_that_are_impossible():
+    for keep_prob in (0.0, 1.1):
+        with pytest.raises(ValueError, match="drop_path_keep_prob"):
+            build(drop_path_keep_prob=keep_prob)
+    with pytest.raises(ValueError, match="class_names has 4 entries for 5 classes"):
+        build(class_names=["a"] * 4)
+    with pytest.raises(ValueError, match="palette has 6 entries for 5 classes"):
+        build(palette=[(0, 0, 0)] * 6)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

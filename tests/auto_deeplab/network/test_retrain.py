@@ -7,12 +7,8 @@ import tensorflow as tf
 
 from auto_deeplab.network.network import Network
 from auto_deeplab.network.retrain import Retrain
-from auto_deeplab.runs import run_record
-from auto_deeplab.runs.saved_network import initialize
 from auto_deeplab.space.genotype import Genotype
 from official import averaging, distribution, optimizers
-from official.checkpoints import Checkpoints
-from official.errors import RunError
 from tests.auto_deeplab.training import (
     CLASSES,
     VOID,
@@ -35,7 +31,7 @@ GENOTYPE = Genotype((0, 1, 0), (CELL,))
 TOTAL_STEPS = 4
 
 
-def new_network(genotype=GENOTYPE, num_classes=CLASSES, **options):
+def make_network(genotype=GENOTYPE, num_classes=CLASSES, **options):
     network = Network(
         genotype,
         num_classes=num_classes,
@@ -63,7 +59,7 @@ def make(
     **options,
 ):
     def network():
-        return new_network(
+        return make_network(
             genotype,
             drop_path_keep_prob=keep_prob,
             fine_tune_batch_norm=fine_tune_batch_norm,
@@ -320,79 +316,3 @@ def test_frozen_batch_norm_at_batch_size_one():
         *("kernel", "depthwise_kernel", "pointwise_kernel", "bias", "gamma", "beta")
     }
     assert all(np.any(after[path] != before[path]) for path in before.keys() - moving)
-
-
-def saved(model_dir, network, group="weights", **more):
-    """Saves a network as a training does."""
-    groups = {group: network.variables, **more}
-    Checkpoints(str(model_dir / "checkpoints"), groups).save(5)
-    network.genotype.save(str(model_dir / run_record.GENOTYPE))
-    return str(model_dir)
-
-
-NAMES = ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/ckpt-5"])
-def test_initialize_from_each_kind_of_place(tmp_path, place):
-    there, network = new_network(), new_network()
-    saved(tmp_path, there)
-    assert initialize(network, str(tmp_path / place), NAMES) is None
-    assert_same(values(network.variables), values(there.variables))
-
-
-def test_initialize_prefers_averages(tmp_path):
-    weights, average, network = new_network(), new_network(), new_network()
-    saved(tmp_path, weights, average=average.variables)
-    assert initialize(network, str(tmp_path), NAMES) is None
-    assert_same(values(network.variables), values(average.variables))
-
-
-@pytest.mark.parametrize("group", ["weights", "average"])
-def test_initialize_with_another_number_of_classes(tmp_path, group):
-    there, network = new_network(num_classes=5), new_network()
-    before = values(network.variables)
-    wanted = "5 classes there, 3 here"
-    assert initialize(network, saved(tmp_path, there, group), NAMES) == wanted
-    last = {"network/decoder/logits/kernel", "network/decoder/logits/bias"}
-    after, wanted = values(network.variables), values(there.variables)
-    assert last < after.keys()
-    assert_same({p: after[p] for p in last}, {p: before[p] for p in last})
-    others = after.keys() - last
-    assert_same({p: after[p] for p in others}, {p: wanted[p] for p in others})
-    assert any(np.any(before[p] != wanted[p]) for p in others)
-
-
-@pytest.mark.parametrize("guessed", [False, True])
-def test_initialize_with_other_classes_of_the_same_number(tmp_path, guessed):
-    there, network = new_network(), new_network()
-    before = values(network.variables)
-    facts = {"class_names": ["a", "x", "c"], run_record.GUESSED: guessed}
-    run_record.write(saved(tmp_path, there), "train", {}, facts)
-    found = initialize(network, str(tmp_path), NAMES)
-    # Guessed names say nothing.
-    assert found == (None if guessed else "other classes there (x, here b)")
-    kernel = "network/decoder/logits/kernel"
-    wanted = values(there.variables)[kernel] if guessed else before[kernel]
-    np.testing.assert_array_equal(values(network.variables)[kernel], wanted)
-
-
-def test_initialize_from_another_network_changes_nothing(tmp_path):
-    network = new_network()
-    before = values(network.variables)
-    # dil_conv takes other inputs' place: same names and shapes, another network.
-    swapped = ((CELL[0], (CELL[1][0], (0, "dil_conv_3x3"))),)
-    path = saved(tmp_path / "cell", new_network(Genotype((0, 1, 0), swapped)))
-    with pytest.raises(RunError, match=r"another genotype: its cells .* not .*dil_conv_3x3"):
-        initialize(network, path, NAMES)
-    path = saved(tmp_path / "path", new_network(Genotype((0, 1, 1), (CELL,))))
-    with pytest.raises(RunError, match=r"its path is \[0, 1, 1\], not \[0, 1, 0\]"):
-        initialize(network, path, NAMES)
-    wider = Network(GENOTYPE, num_classes=5, filter_multiplier=4, stem_filters=(4, 4, 6))
-    wider.build((None, None, None, 3))
-    with pytest.raises(RunError, match=r"belongs to another network: .* of another shape"):
-        initialize(network, saved(tmp_path / "wide", wider), NAMES)
-    tf1 = tf.train.Checkpoint(v=tf.Variable(1.0)).write(str(tmp_path / "model.ckpt"))
-    with pytest.raises(RunError, match=r"model.ckpt .*python -m auto_deeplab.import_tf1"):
-        initialize(network, tf1, NAMES)
-    assert_same(values(network.variables), before)

@@ -14,10 +14,15 @@ import tensorflow as tf
 from PIL import Image
 
 import auto_deeplab
-from auto_deeplab.import_tf1 import find, import_checkpoint, name_classes, step_of
 from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
-from auto_deeplab.runs.tf1_names import tf1_name
+from auto_deeplab.runs.tf1_checkpoint import (
+    find,
+    import_checkpoint,
+    name_classes,
+    read_step,
+)
+from auto_deeplab.runs.tf1_names import find_tf1_name
 from auto_deeplab.space import genotype
 from official import datasets
 from official.errors import RunError, UsageError
@@ -83,7 +88,7 @@ def test_names_and_shapes_of_the_released_graph():
     network = Network(genotype.load("published"), num_classes=19, filter_multiplier=20)
     network.build((None, None, None, 3))
     assert len(network.variables) == len(table) == 1370
-    assert {tf1_name(v.path): tuple(v.shape) for v in network.variables} == table
+    assert {find_tf1_name(v.path): tuple(v.shape) for v in network.variables} == table
 
 
 def test_every_value_arrives_in_its_variable(values, loaded):
@@ -249,20 +254,23 @@ def test_ways_to_name_a_checkpoint(tmp_path):
         text = f'model_checkpoint_path: "{elsewhere}/model.ckpt-{named}"\n'
         (tmp_path / "checkpoint").write_text(text)
         assert find(str(tmp_path)) == str(tmp_path / f"model.ckpt-{found}")
-    assert (step_of("a/model.ckpt-90"), step_of("a-7/model.ckpt"), step_of("b-x")) == (90, 0, 0)
+    assert (read_step("a/model.ckpt-90"), read_step("a-7/model.ckpt"), read_step("b-x")) == (
+        90,
+        0,
+        0,
+    )
 
 
-def test_moving_averages_are_taken_where_the_training_kept_them(values, tmp_path, capsys):
+def test_moving_averages_are_taken_where_the_training_kept_them(values, tmp_path):
     # All that is trained has one; moving statistics are averages themselves.
     trained = [name for name in TABLE if "/moving_" not in name]
     averages = {f"{name}/ExponentialMovingAverage": values[name] for name in trained}
     plain = {name: 0 * value if name in trained else value for name, value in values.items()}
     tf1_graph.save(tmp_path / "averaged", {**plain, **averages})
-    import_checkpoint(str(tmp_path / "averaged"), str(tmp_path / "run"))
-    words = capsys.readouterr().out
+    words = import_checkpoint(str(tmp_path / "averaged"), str(tmp_path / "run"))
     assert f"{len(TABLE)} variables mapped ({len(trained)} of them moving averages)\n" in words
     assert "imported at step 0: " in words  # neither global_step nor a number in its name
-    reference = {tf1_name(v.path): v for v in auto_deeplab.load(tmp_path / "run").variables}
+    reference = {find_tf1_name(v.path): v for v in auto_deeplab.load(tmp_path / "run").variables}
     for name, value in values.items():
         np.testing.assert_array_equal(reference[name], value, err_msg=name)
 

@@ -848,7 +848,7 @@ def start_from_init_checkpoint(network: Network, description: Description) -> No
 def write_architecture(architecture: Architecture, step: int, dataset: str, seed: int) -> Genotype:
     """Writes genotype.json and the figures of what alpha and beta stand for; returns the first."""
     meta = {"dataset": dataset, "seed": seed, "step": step}
-    genotype, beta = bilevel.decoded(architecture, meta)
+    genotype, beta = bilevel.decode(architecture, meta)
     directory = FLAGS.model_dir
     genotype.save(os.path.join(directory, run_record.GENOTYPE))
     figures.network(genotype, run_record.figure(directory, "network"), beta=beta)

@@ -34,7 +34,8 @@ from absl import flags
 
 from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.search.bilevel import Batch, Search
-from auto_deeplab.search.supernet import RECOMPUTE, SuperNet
+from auto_deeplab.search.execution import RECOMPUTE
+from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import search_space
 from benchmarks import machine
 from benchmarks.machine import seconds
@@ -121,10 +122,11 @@ class Setting:
     def forward_gflop(self, searching: Search) -> float:
         """The arithmetic of a forward pass."""
         supernet = self.supernet()
-        supernet.inline = True  # functions of its own leave sizes open, which cannot be counted
+        # Functions of its own leave sizes open, which cannot be counted.
+        supernet.execution.inline = True
 
         def forward(images: tf.Tensor) -> tf.Tensor:
-            return supernet(images, *searching.architecture.probabilities(), training=True)[0]
+            return supernet(images, *searching.architecture(), training=True)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
         return 2 * model_cost.multiply_adds(forward, [images]) / 1e9

@@ -57,6 +57,7 @@ from auto_deeplab.runs.saved_network import (
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.search.supernet import SuperNet
+from auto_deeplab.search.trellis import default_stem_filters
 from auto_deeplab.space import decoding
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
@@ -140,6 +141,10 @@ def search_mode() -> None:
             f"--learning_rate={FLAGS.learning_rate}: the rate falls from the second to the first"
         )
     table = checked_cost_table()
+    FLAGS.stem_filters = FLAGS.stem_filters or run_record.recall(
+        *(FLAGS.model_dir, "stem_filters"),
+        list(default_stem_filters(FLAGS.num_blocks, FLAGS.filter_multiplier)),
+    )
     identity = flags_identity(SEARCH_IDENTITY)
     identity["cost_table"] = table.digest() if table else None
     check_model_dir(identity)

@@ -88,13 +88,13 @@ def _cells(
             costs[stride - 1, level] = _edge_costs(table, operations, level, stride)
     levels = [level for _, level in nodes]
     by_stride = tf.einsum("neo,sneo->sn", alpha, tf.constant(costs[:, levels], alpha.dtype))
-    # An arrow's stride is 2 where it goes down.
-    arrows = search_space.edges(pairs.shape[0])
+    # The stride of an edge of the trellis is 2 where it goes down.
+    edges = search_space.edges(pairs.shape[0])
     cell = [
-        (_stride(source, level) - 1, nodes.index((layer, level))) for layer, source, level in arrows
+        (_stride(source, level) - 1, nodes.index((layer, level))) for layer, source, level in edges
     ]
-    blocks = tf.constant([table("blocks", level) for _, _, level in arrows], pairs.dtype)
-    chances = tf.gather_nd(pairs, [(layer - 1, source, level) for layer, source, level in arrows])
+    blocks = tf.constant([table("blocks", level) for _, _, level in edges], pairs.dtype)
+    chances = tf.gather_nd(pairs, [(layer - 1, source, level) for layer, source, level in edges])
     return tf.reduce_sum(chances * (tf.gather_nd(by_stride, cell) + blocks))
 
 

@@ -57,18 +57,24 @@ class Execution:
         return PackedNorm(EPSILON, moving, self.sync_batch_norm)
 
     def share(
-        self, function: Function, key: tuple[Hashable, ...], signature: Any = None
+        self,
+        function: Function,
+        part: str,
+        training: bool,
+        *key: Hashable,
+        signature: Any = None,
     ) -> Function:
-        """A function to call instead of `function`: the same for all that ask with one key.
+        """A function to call instead of `function`: one for all that are asked for alike.
 
         Args:
-            function: what to compute. Of all functions with one key the first is taken.
-            key: first "cell" or "node", as in RECOMPUTE; second whether it is for training; then
-                whatever else the function depends on beside its arguments.
+            function: what to compute, for the first who asks with these other arguments.
+            part: what the function is of, "cell" or "node", as in RECOMPUTE.
+            training: whether it will be given no moving statistics.
+            key: whatever else it depends on beside its arguments.
             signature: of the arguments, as tf.function takes it, to trace it once for all sizes.
         """
+        key = (part, training, *key)
         if key not in self._functions:
-            part, training, *_ = key
             if training and part == self.recompute:
                 function = rematerialize(function)
             if not self.inline:

@@ -132,9 +132,8 @@ class MixedCell(keras.layers.Layer):
 
         moving = () if training else (tf.TensorSpec([None]), tf.TensorSpec([None]))
         signature = (moving, *make_signature(self.operations, self.compute_dtype))
-        return self.execution.share(
-            function, ("cell", training, fixed_weights, self.channels), signature
-        )
+        key = (fixed_weights, self.channels)
+        return self.execution.share(function, "cell", training, *key, signature=signature)
 
 
 def num_destinations(num_blocks: int) -> list[int]:

@@ -5,6 +5,7 @@ layers: Eq. 6 in `trellis.TrellisNode`, Eqs. 1, 2 and 5 in `mixed_cell`. Batch s
 returned, not applied: the weight step applies them, the architecture step must not.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from auto_deeplab.search import mixed_cell
 from auto_deeplab.search.execution import Execution, as_function
-from auto_deeplab.search.trellis import SearchHead, SearchStem, TrellisNode
+from auto_deeplab.search.trellis import SearchHead, SearchStem, TrellisNode, default_stem_filters
 from auto_deeplab.space import search_space
 from official.normalization import Statistics
 from official.preprocessing import network_input
@@ -29,7 +30,8 @@ class SuperNet(keras.Model):
         operations: names, the columns of alpha.
         filter_multiplier: F; a cell at level k has F * 2^k channels, a node's output B times as
             many.
-        stem_filters: channels of the stem's three convolutions.
+        stem_filters: channels of the stem's two or three convolutions; None for those of
+            trellis.default_stem_filters.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
         recompute: what the backward pass computes again, one of execution.RECOMPUTE.
         sync_batch_norm: whether BN normalises by the global batch's statistics, or by those of each
@@ -45,7 +47,7 @@ class SuperNet(keras.Model):
         num_blocks: int,
         operations: tuple[str, ...],
         filter_multiplier: int,
-        stem_filters: tuple[int, int, int] = (64, 64, 128),
+        stem_filters: Sequence[int] | None = None,
         alpha_sharing: str = "global",
         recompute: str = "cell",
         sync_batch_norm: bool = True,
@@ -61,6 +63,8 @@ class SuperNet(keras.Model):
             inline=jit_compile or (sync_batch_norm and several_replicas),
             sync_batch_norm=sync_batch_norm,
         )
+
+        stem_filters = stem_filters or default_stem_filters(num_blocks, filter_multiplier)
 
         def output_channels(layer: int, level: int) -> int:
             stem = {(-1, -1): stem_filters[-2], (0, 0): stem_filters[-1]}
@@ -174,7 +178,9 @@ class SuperNet(keras.Model):
         """Calls the node by the function that all nodes of its kind share."""
         function = self.execution.share(
             as_function(node, fixed_weights=fixed_weights),
-            ("node", training, fixed_weights, node.kind),
+            "node",
+            training,
+            *(fixed_weights, *node.kind),
         )
         weights = [tf.convert_to_tensor(variable) for variable in node.trainable_variables]
         return function(() if training else node.moving.read(), maps, weights, beta, scales)

@@ -20,20 +20,26 @@ from official.convolutions import conv2d
 from official.normalization import PackedNorm, Statistics
 from official.resizing import resize_bilinear, sides
 
+STEM_STRIDES = {2: (2, 2), 3: (2, 1, 2)}
+"""The strides of a stem's convolutions, by their number."""
+
 
 class SearchStem(keras.layers.Layer):
-    """The derived network's stem: 3x3 convolutions of stride 2, 1 and 2, each with BN.
+    """3x3 convolutions from the image to stride 4, each with BN, and ReLU between them.
+
+    Two, of stride 2, are the paper's stem (Sec. 3.2); three are what Sec. 5.2 makes of it for the
+    retraining.
 
     Args:
-        filters: channels of each convolution.
+        filters: channels of each convolution, two or three numbers.
         execution: of the super-net.
     """
 
     def __init__(self, filters: Sequence[int], execution: Execution) -> None:
         super().__init__(name="stem", autocast=False)
-        self.execution = execution
+        self.execution, self.strides = execution, STEM_STRIDES[len(filters)]
         inputs = (3, *filters)
-        kernels = {f"conv{i}": (3, 3, inputs[i], inputs[i + 1]) for i in range(3)}
+        kernels = {f"conv{i}": (3, 3, inputs[i], inputs[i + 1]) for i in range(len(filters))}
         self.packed = PackedWeights(self.name, *conv_bn_shapes(kernels))
         self.moving = PackedStatistics(self.name, sum(filters))
         self.built = True
@@ -41,13 +47,18 @@ class SearchStem(keras.layers.Layer):
     def call(
         self, x: tf.Tensor, training: bool = False
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Statistics | None]:
-        """H^{-1} at stride 2 and H^0 at stride 4, both before their ReLU."""
+        """What the last two convolutions give: H^{-1} at stride 2 and H^0 at 4, before their ReLU.
+
+        Args:
+            x: the image, [N, H, W, 3], values -1..1.
+            training: normalises by the batch, not by moving statistics.
+        """
         norm = self.execution.make_norm(() if training else self.moving.read())
         w = self.packed.read()
-        x = tf.nn.relu(conv_bn(x, "conv0", w, norm, stride=2))
-        half = conv_bn(x, "conv1", w, norm)
-        quarter = conv_bn(tf.nn.relu(half), "conv2", w, norm, stride=2)
-        return (half, quarter), norm.statistics()
+        maps = [conv_bn(x, "conv0", w, norm, stride=self.strides[0])]
+        for number, stride in enumerate(self.strides[1:], 1):
+            maps.append(conv_bn(tf.nn.relu(maps[-1]), f"conv{number}", w, norm, stride=stride))
+        return (maps[-2], maps[-1]), norm.statistics()
 
 
 class TrellisNode(keras.layers.Layer):
@@ -216,3 +227,13 @@ def conv_bn_shapes(
     for name, shape in kernels.items():
         vectors |= {f"{name}.gamma": (1.0, shape[-1]), f"{name}.beta": (0.0, shape[-1])}
     return {f"{name}.kernel": shape for name, shape in kernels.items()}, vectors
+
+
+def default_stem_filters(num_blocks: int, filter_multiplier: int) -> tuple[int, int]:
+    """The channels of the search's two stem convolutions, for which the paper gives no numbers.
+
+    A node's output has B * F channels at stride 4, and half as many at every halving of the stride:
+    the stem follows that, with B * F / 2 (rounded down, at least 1) at stride 2, B * F at stride 4.
+    """
+    channels = num_blocks * filter_multiplier
+    return max(1, channels // 2), channels

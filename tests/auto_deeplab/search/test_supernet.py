@@ -26,7 +26,7 @@ def build(num_layers, num_blocks, operations, **options):
         num_blocks=num_blocks,
         operations=operations,
         filter_multiplier=FILTERS,
-        stem_filters=(4, 4, 6),
+        stem_filters=(4, 6),
         **options,
     )
 
@@ -105,7 +105,7 @@ def assert_close(actual, wanted, tolerance, name=None):
 def layout(part):
     """(key, channels) of a part's normalisations, in the order of its packed statistics."""
     if part == "stem":
-        return [("conv0", 4), ("conv1", 4), ("conv2", 6)]
+        return [("conv0", 4), ("conv1", 6)]
     kind, *numbers = (int(word) if word.isdigit() else word for word in part.split("_"))
     channels = FILTERS * 2 ** numbers[-1]
     if kind == "head":
@@ -250,9 +250,8 @@ def test_moving_statistics_move_once_a_step(net, plain):
         with tf.GradientTape() as tape:
             logits, statistics = net(images, alpha, beta, training=True)
         # The backward pass computes cells again; it must not count.
-        tape.gradient(
-            logits, [v.value for v in net.trainable_variables if v.name == "second.kernel"]
-        )
+        kernels = [v.value for v in net.trainable_variables if v.name == "second.kernel"]
+        tape.gradient(logits, kernels)
         net.update_moving_statistics(statistics)
         after = moving_statistics(net)
     finally:

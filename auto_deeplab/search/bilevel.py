@@ -24,7 +24,10 @@ from official.training_step import (
 )
 
 Batch = dict[str, tf.Tensor]
+"""One replica's part: "image" float32 [n, h, w, 3], values 0..255, and "label" int32 [n, h, w]."""
+
 CostTerm = Callable[[Callable[[int, int], tf.Tensor], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""(function that gives the alpha of node (layer, level), beta) -> (penalty, expected cost)."""
 
 
 class Search:
@@ -40,8 +43,8 @@ class Search:
         ignore_label: label of void pixels.
         strategy: the steps run on all its replicas.
         class_weights: factors of the classes' losses, or None.
-        cost_term: (alpha of a node, beta) -> (penalty, expected cost), of which the penalty is
-            added to the architecture's loss; see expected_cost.budget_term. None: nothing is.
+        cost_term: its penalty is added to the architecture's loss; see expected_cost.budget_term.
+            None: nothing is.
         second_order: whether the architecture's gradient sees what its change does to w; see
             `_compute_second_order_gradients`.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
@@ -92,10 +95,10 @@ class Search:
     def step(self, batch_a: Batch, batch_b: Batch | None = None) -> Losses:
         """One step: of w on batch_a, then, if there is a batch_b, of alpha and beta on it.
 
-        `steps` makes several of them, or one, in one call.
+        `steps` makes one or more of them in one call.
 
         Args:
-            batch_a, batch_b: "image" float32 [n, h, w, 3] and "label" int32 [n, h, w], per replica.
+            batch_a, batch_b: of trainA and trainB, per replica.
 
         Returns:
             the losses before the updates: loss_w and, with batch_b, loss_arch.
@@ -225,7 +228,13 @@ class Search:
 def batches(
     stream_a: Iterator[Batch], stream_b: Iterator[Batch], start_step: int, first_search_step: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The arguments of `Search.step` from `start_step` on: trainA's batch, later trainB's too."""
+    """What each step takes, from `start_step` on: a batch of trainA and, later, one of trainB.
+
+    Args:
+        stream_a, stream_b: the batches of trainA and of trainB.
+        start_step: how many steps are done.
+        first_search_step: the first step, counted from 0, that also moves alpha and beta.
+    """
     step = start_step
     while True:
         yield (next(stream_a),) if step < first_search_step else (next(stream_a), next(stream_b))
@@ -233,7 +242,11 @@ def batches(
 
 
 def passes(first_search_step: int, second_order: bool) -> Callable[[int], int]:
-    """How often a step goes forward and backward through the super-net, by the steps before it."""
+    """A function that tells how many forward and backward passes a step makes.
+
+    It takes the number of the step, from 0. One pass is the weights', one the architecture's, which
+    takes four if it is of second order.
+    """
     return lambda step: 1 if step < first_search_step else 5 if second_order else 2
 
 
@@ -259,7 +272,10 @@ def report(
 
     Where alpha is untied, skip_connects is that of the cell with the most, and all cells of the
     path are listed, with the one of each layer.
-    `cost` is Search.expected_cost's answer.
+
+    Args:
+        architecture: alpha and beta.
+        cost: what Search.expected_cost returned.
     """
     genotype, beta = decode(architecture, {})
     alpha = np.asarray(genotype.meta["alpha"])

@@ -100,7 +100,7 @@ class TrellisNode(keras.layers.Layer):
         ]
         self.size_of_second = sizes[1]
         of_edge = channels + sum(sizes) - sizes[1]
-        # In this order, which is that of the variables.
+        # In this order, which is that of the variables in checkpoints and optimizers.
         self.kernels = PackedWeights(self.name, kernels)
         self.cell = MixedCell(
             operations=operations,
@@ -154,14 +154,14 @@ class TrellisNode(keras.layers.Layer):
             training=training,
             fixed_weights=fixed_weights,
         )
-        # Each block by itself: the backward pass has the blocks, and would keep their concatenation
-        # beside them.
+        # Eq. 6: H^l = sum over the edges of beta * Cell(...), block by block: the backward pass has
+        # the blocks of a cell, and would keep their concatenation beside them.
         beta = tf.cast(beta, first.dtype)[:, None]
         h = tf.concat([tf.reduce_sum(beta * block, 3) for block in blocks], -1)
         return h, norm.statistics()
 
     def _adapt(self, h: tf.Tensor, source: int, w: Tensors, norm: PackedNorm) -> tf.Tensor:
-        """Brings H^{l-1} from another level to this one's size and channels (Sec. 5.1)."""
+        """Brings H^{l-1} from level `source` to this one's size and channels (Sec. 5.1)."""
         if source > self.level:
             height, width = sides(h)
             h = tf.nn.relu(resize_bilinear(h, ((height - 1) * 2 + 1, (width - 1) * 2 + 1)))
@@ -197,9 +197,13 @@ class SearchHead(keras.layers.Layer):
         self.built = True
 
     def call(self, h: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, Statistics | None]:
-        """Logits [N, H, W, classes] of a node's ReLU [N, H, W, channels].
+        """Logits [N, H, W, classes] of a node's output after its ReLU, [N, H, W, channels].
 
         The pooled branch has no BN: at batch 1 or 2 its statistics would be degenerate.
+
+        Args:
+            h: the node's.
+            training: normalises by the batch, not by moving statistics.
         """
         norm = self.execution.make_norm(() if training else self.moving.read())
         w = self.packed.read()

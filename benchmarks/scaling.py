@@ -59,14 +59,14 @@ def measure(setting: Setting, steps: int) -> Row:
     }
 
 
-def apart(setting: Setting, steps: int) -> Row:
+def measure_apart(setting: Setting, steps: int) -> Row:
     """`measure` in a new process."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
         return process.submit(measure, setting, steps).result()
 
 
-def parsed(text: str) -> tuple[str, list[int]]:
+def parse_sizes(text: str) -> tuple[str, list[int]]:
     """("batch_size", [1, 2]) from "batch_size:1,2"."""
     name, _, sizes = text.partition(":")
     try:
@@ -80,13 +80,13 @@ def parsed(text: str) -> tuple[str, list[int]]:
 def main() -> None:
     """Measures, and prints a table and JSON."""
     base, steps = Setting.from_flags(), flags.FLAGS.steps
-    sizes = dict(parsed(text) for text in flags.FLAGS.vary)
+    sizes = dict(parse_sizes(text) for text in flags.FLAGS.vary)
     settings = [replace(base, **{name: size}) for name, all_ in sizes.items() for size in all_]
     found: dict[Setting, Row] = {}
     with Progress("scaling", 1 + len(set(settings) - {base}), unit="settings") as progress:
         for setting in (base, *settings):
             if setting not in found:
-                found[setting] = apart(setting, steps)
+                found[setting] = measure_apart(setting, steps)
                 progress.advance(1, lambda: "")
     print(f"{base}: {found[base]['weight_step_s']:.2f} s a weight step")
     print(

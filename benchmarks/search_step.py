@@ -34,7 +34,8 @@ from absl import flags
 
 from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.search.bilevel import Batch, Search
-from auto_deeplab.search.supernet import RECOMPUTE, SuperNet
+from auto_deeplab.search.execution import RECOMPUTE
+from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import search_space
 from benchmarks import machine
 from benchmarks.machine import seconds
@@ -55,6 +56,7 @@ class Setting:
     filter_multiplier: int = 8
     num_layers: int = 12
     num_blocks: int = 5
+    stem_filters: str = ""
     precision: str = "float32"
     recompute: str = "cell"
     jit_compile: bool = False
@@ -69,7 +71,7 @@ class Setting:
         return (
             f"{self.space}, crop {self.crop_size}, batch {self.batch_size}, "
             f"F = {self.filter_multiplier}, L = {self.num_layers}, B = {self.num_blocks}, "
-            f"{self.precision}"
+            f"stem {self.stem_filters or 'by default'}, {self.precision}"
         )
 
     def supernet(self) -> SuperNet:
@@ -80,6 +82,7 @@ class Setting:
             num_blocks=self.num_blocks,
             operations=SPACES[self.space],
             filter_multiplier=self.filter_multiplier,
+            stem_filters=[int(number) for number in self.stem_filters.split(",") if number],
             recompute=self.recompute,
             jit_compile=self.jit_compile,
         )
@@ -121,10 +124,11 @@ class Setting:
     def forward_gflop(self, searching: Search) -> float:
         """The arithmetic of a forward pass."""
         supernet = self.supernet()
-        supernet.inline = True  # functions of its own leave sizes open, which cannot be counted
+        # Functions of its own leave sizes open, which cannot be counted.
+        supernet.execution.inline = True
 
         def forward(images: tf.Tensor) -> tf.Tensor:
-            return supernet(images, *searching.architecture.probabilities(), training=True)[0]
+            return supernet(images, *searching.architecture(), training=True)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
         return 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
@@ -138,6 +142,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("filter_multiplier", 8, "F", lower_bound=1)
     flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
     flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
+    flags.DEFINE_string("stem_filters", "", "channels, such as 64,64,128; empty: as in the search")
     flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "what layers compute in")
     flags.DEFINE_enum("recompute", "cell", list(RECOMPUTE), "what the backward pass computes again")
 
@@ -196,6 +201,7 @@ def main() -> None:
     search_step()
     search = seconds(search_step, steps)
     peak = peak_gb()
+    parameters = sum(int(np.prod(v.shape)) for v in searching.supernet.trainable_variables)
     if flags.FLAGS.profile:
         print_profile(weight_step)
     forward_gflop = setting.forward_gflop(searching)
@@ -213,11 +219,13 @@ def main() -> None:
             f"{limit / time_taken:>10.2f}"
         )
     print(f"first step done after {first_step:.1f} s; peak resident memory {peak:.2f} GB")
+    print(f"{parameters:,} parameters in {len(searching.supernet.trainable_variables)} variables")
     results = {
         "weight_step_s": weight,
         "search_step_s": search,
         "first_step_s": first_step,
         "peak_rss_gb": peak,
+        "parameters": parameters,
         "matmul_gflops": matmul,
         "conv_gflops": conv,
         "weight_step_gflop": work["weight"],

@@ -59,8 +59,8 @@ def search(data: Description, crop: int, steps: int) -> Genotype:
     searching = Search(
         SuperNet(**SIZE, num_classes=data.num_classes, filter_multiplier=4),
         architecture,
-        weight_optimizer=optimizers.make_sgd(schedules.cosine(0.025, 0.001, steps), l2=3e-4),
-        architecture_optimizer=optimizers.make_adam(0.03, l2=1e-3),
+        weight_optimizer=optimizers.sgd(schedules.cosine(0.025, 0.001, steps), l2=3e-4),
+        architecture_optimizer=optimizers.adam(0.03, l2=1e-3),
         ignore_label=data.ignore_label,
         strategy=STRATEGY,
     )
@@ -79,7 +79,7 @@ def retrain(genotype: Genotype, data: Description, crop: int, steps: int) -> ker
         *(genotype, data.num_classes), filter_multiplier=4, head_filters=64, batch_norm_decay=0.95
     )
     network.compile(
-        optimizer=optimizers.make_sgd(schedules.polynomial(0.05, steps), l2=4e-5),
+        optimizer=optimizers.sgd(schedules.polynomial(0.05, steps), l2=4e-5),
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, ignore_class=data.ignore_label
         ),

@@ -19,6 +19,10 @@ from official.convolutions import computes_well
 from official.resizing import dimensions
 
 Statistics = tuple[tf.Tensor, tf.Tensor]
+"""(mean, variance), float32 [C] each."""
+
+MovingStatistics = tuple[tf.Tensor, ...]
+"""(mean, variance) to normalise by; or (), which means to normalise by the batch."""
 
 
 def normalize_batch(
@@ -99,17 +103,17 @@ class PackedNorm:
 
     Args:
         epsilon: added to every variance.
-        moving: (mean, variance), float32 [sum of all channels], to normalise by; None to normalise
+        moving: (mean, variance), float32 [sum of all channels], to normalise by; () to normalise
             by the batch and collect its statistics.
         synchronized: see `normalize_batch`.
     """
 
     def __init__(
-        self, epsilon: float, moving: Statistics | None = None, synchronized: bool = True
+        self, epsilon: float, moving: MovingStatistics = (), synchronized: bool = True
     ) -> None:
         self.epsilon, self._moving, self._synchronized = epsilon, moving, synchronized
         self._used = 0
-        self._collected: list[Statistics] = []
+        self._collected: list[Statistics | PackedNorm] = []
 
     def __call__(
         self, x: tf.Tensor, scale: tf.Tensor | None = None, offset: tf.Tensor | None = None
@@ -118,12 +122,22 @@ class PackedNorm:
         channels = dimensions(x)[-1]
         scale = tf.ones([channels]) if scale is None else scale
         offset = tf.zeros([channels]) if offset is None else offset
-        if self._moving is not None:
+        if self._moving:
             mean, variance = self._take(channels)
             return normalize(x, scale, offset, mean, variance, self.epsilon)
         y, mean, variance = normalize_batch(x, scale, offset, self.epsilon, self._synchronized)
         self._collected.append((mean, variance))
         return y
+
+    def reserve(self, channels: int) -> "PackedNorm":
+        """A `PackedNorm` whose place in the layout is here, however late it is used.
+
+        Args:
+            channels: how many channels it will normalise in all.
+        """
+        reserved = PackedNorm(self.epsilon, self._take(channels), self._synchronized)
+        self._collected.append(reserved)
+        return reserved
 
     def nested(self, function: Callable[..., Any], channels: int, *inputs: Any) -> Any:
         """Runs a function that has a `PackedNorm` of its own, whose layout continues this one.
@@ -132,28 +146,30 @@ class PackedNorm:
             function: (moving, *inputs) -> (output, statistics), as `statistics` returns them.
             channels: how many channels it normalises in all.
         """
-        if self._moving is not None:
-            return function(self._take(channels), *inputs)[0]
-        output, statistics = function(None, *inputs)
-        for statistic in statistics:
-            statistic.set_shape([channels])  # a function traced for all sizes cannot tell
-        self._collected.append(statistics)
+        output, statistics = function(self._take(channels), *inputs)
+        if not self._moving:
+            for statistic in statistics:
+                statistic.set_shape([channels])  # a function traced for all sizes cannot tell
+            self._collected.append(statistics)
         return output
 
     def statistics(self) -> Statistics | None:
         """The batch's (mean, unbiased variance), float32 [sum of channels], if collected."""
-        if self._moving is not None:
+        if self._moving:
             return None
-        if not self._collected:
+        found = [
+            own.statistics() if isinstance(own, PackedNorm) else own for own in self._collected
+        ]
+        if not found:
             return tf.zeros([0]), tf.zeros([0])
-        means, variances = zip(*self._collected, strict=True)
+        means, variances = zip(*found, strict=True)
         return tf.concat(means, 0), tf.concat(variances, 0)
 
-    def _take(self, channels: int) -> Statistics:
-        assert self._moving is not None
+    def _take(self, channels: int) -> MovingStatistics:
+        """The next of the moving statistics; () if there are none."""
         mine = slice(self._used, self._used + channels)
         self._used += channels
-        return self._moving[0][mine], self._moving[1][mine]
+        return tuple(statistic[mine] for statistic in self._moving)
 
 
 class BatchNorm(keras.layers.Layer):

@@ -11,9 +11,12 @@ from official.losses import count_pixels, sum_cross_entropy
 
 Losses = dict[str, tf.Tensor]
 
-# The attribute of a traced function that stays one which is called: the runtime prepares it once
-# for all the calls in a graph.
 NO_INLINE = {"_noinline": True}
+"""The `experimental_attributes` of a tf.function that the graphs of others call.
+
+Without them TensorFlow copies all operations of a function to wherever it is called, and then has
+to prepare each copy for running. With them it stays a function, which is prepared once.
+"""
 
 
 def pixels_of_all_replicas(
@@ -60,19 +63,20 @@ def mean_loss(
     return tf.math.divide_no_nan(loss_sum, pixels)
 
 
-def several(step: Callable[..., Losses]) -> Callable[..., list[Losses]]:
-    """A traced function that makes one step for each of its arguments, a tuple of the step's own.
+def multi_step(step: Callable[..., Losses]) -> Callable[..., list[Losses]]:
+    """Makes a traced function of many steps: (arguments of one, of the next, ...) -> their losses.
 
     Args:
-        step: calls traced functions that are not inlined (NO_INLINE), or compiled ones; so a call
-            of many steps costs no more to prepare than a call of one.
+        step: makes one step; each of its arguments is a tuple of what one step takes. It should
+            call traced functions that stay functions (NO_INLINE), or compiled ones; so a call of
+            many steps costs no more to prepare than a call of one.
     """
     return tf.function(  # type: ignore[no-any-return]
         lambda *arguments: [step(*own) for own in arguments], autograph=False
     )
 
 
-def gradients(
+def compute_gradients(
     forward: Callable[[], tuple[tf.Tensor, Any]],
     variables: Sequence[keras.Variable],
     scale: tf.Tensor,
@@ -93,8 +97,8 @@ def gradients(
                 tape.watch(variable.value)
             loss, other = forward()
             scaled = scale * loss
-        found = tape.gradient(scaled, variables, unconnected_gradients="zero")
-        return (loss, other), found
+        gradients = tape.gradient(scaled, variables, unconnected_gradients="zero")
+        return (loss, other), gradients
 
     if jit_compile:
         both_passes = tf.function(both_passes, autograph=False, jit_compile=True)
@@ -110,12 +114,12 @@ def minimize(
     """One update of `variables`, and of no others; call it in the replica function.
 
     Args:
-        forward, jit_compile: as those of `gradients`.
+        forward, jit_compile: as those of `compute_gradients`.
 
     Returns:
         what `forward` returned.
     """
     scale = optimizer.scale_loss(tf.ones([]))
-    returned, found = gradients(forward, variables, scale, jit_compile)
-    optimizer.apply(found, variables)
+    returned, gradients = compute_gradients(forward, variables, scale, jit_compile)
+    optimizer.apply(gradients, variables)
     return returned

@@ -61,7 +61,7 @@ TINY = (
 def test_search_step():
     table, results = run("search_step", "--steps=1", *TINY)
     assert set(results) == {
-        *("weight_step_s", "search_step_s", "first_step_s", "peak_rss_gb"),
+        *("weight_step_s", "search_step_s", "first_step_s", "peak_rss_gb", "parameters"),
         *("matmul_gflops", "conv_gflops", "weight_step_gflop", "search_step_gflop"),
         *("weight_fraction_of_limit", "search_fraction_of_limit"),
     }

@@ -95,6 +95,7 @@ def test_the_search_has_the_papers_values():
         assert (values.weight_decay, values.arch_weight_decay) == (3e-4, 1e-3)
         assert values.arch_learning_rate == 0.003
         assert len(values.operations) == 8
+        assert values.stem_filters is None  # those of Sec. 3.2
 
 
 @pytest.mark.parametrize(

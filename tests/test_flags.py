@@ -20,7 +20,7 @@ from auto_deeplab.modes.flag_definitions import (
     TRAIN_IDENTITY,
     USED,
 )
-from auto_deeplab.search import supernet
+from auto_deeplab.search import execution
 from official import distribution
 from official.errors import UsageError
 from tests.command import CONFIGS, ROOT, TINY_GENOTYPE, TINY_NETWORK, TINY_SEARCH, train_here
@@ -54,7 +54,7 @@ def test_what_a_mode_needs_and_decides_is_its_own():
 def test_choices_are_those_of_the_modules_that_make_them():
     assert flag_definitions.DISTRIBUTION_STRATEGIES == distribution.STRATEGIES
     assert flag_definitions.PRECISIONS == distribution.PRECISIONS
-    assert flag_definitions.RECOMPUTE == supernet.RECOMPUTE
+    assert flag_definitions.RECOMPUTE == execution.RECOMPUTE
     assert tuple(cost_table.UNITS) == flag_definitions.COST_METRICS
 
 

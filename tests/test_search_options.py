@@ -70,6 +70,35 @@ def test_a_search_with_everything(searched, table):
             assert min(picture.size) > 200
 
 
+def test_a_search_goes_on_with_the_stem_that_it_began_with(root):
+    # Without the flag, earlier versions took 64, 64, 128.
+    directory = root / "earlier"
+    command = (
+        *("--mode=search", f"--data_dir={root / 'data'}", "--operations=skip_connect,none"),
+        *("--num_layers=1", "--num_blocks=2", "--filter_multiplier=3", "--crop_size=33"),
+        *("--epochs=2", "--alpha_start_epoch=1", "--max_eval_images=1"),
+    )
+
+    def stem(directory):
+        return json.loads((directory / "run.json").read_text())["identity"]["stem_filters"]
+
+    done = train_here(*command, f"--model_dir={directory}", "--stem_filters=64,64,128")
+    assert done.code == 0, done.stderr
+    for path in (directory / "checkpoints").glob("ckpt-4.*"):
+        path.unlink()
+    done = train_here(*command, f"--model_dir={directory}")
+    assert done.code == 0 and "search goes on at step 2 of 4" in done.stderr, done.stderr
+    assert stem(directory) == [64, 64, 128]
+    other = train_here(*command, f"--model_dir={directory}", "--stem_filters=3,6").error
+    assert "--stem_filters is [3, 6], but [64, 64, 128] in the run" in other
+
+    # A new one takes B F / 2 and B F.
+    done = train_here(*command, f"--model_dir={root / 'new'}")
+    assert done.code == 0, done.stderr
+    assert stem(root / "new") == [3, 6]
+    assert "--stem_filters=3,6" in (root / "new" / "flags.cfg").read_text().splitlines()
+
+
 def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
     directory, _ = searched
     before = (directory / "genotype.json").read_bytes()

@@ -458,11 +458,11 @@ def network_of(built):
 
 
 def check_sync(built):
-    assert network_of(built).sync_batch_norm is False
+    assert network_of(built).execution.sync_batch_norm is False
 
 
 def check_recompute(built):
-    assert network_of(built).recompute == "node"
+    assert network_of(built).execution.recompute == "node"
 
 
 def check_streams(name, value):

@@ -58,7 +58,7 @@ def write_architecture(
         dataset, seed: of the search.
     """
     meta = {"dataset": dataset, "seed": seed, "step": step}
-    genotype, beta = bilevel.decoded(architecture, meta)
+    genotype, beta = bilevel.decode(architecture, meta)
     genotype.save(os.path.join(model_dir, run_record.GENOTYPE))
     figures.draw_network(genotype, run_record.make_figure_path(model_dir, "network"), beta=beta)
     figures.draw_cell(genotype, run_record.make_figure_path(model_dir, "cell"))

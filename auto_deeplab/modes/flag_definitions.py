@@ -55,8 +55,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 0.05,
         "weight_decay": 4e-5,
         "filter_multiplier": 20,
+        "stem_filters": "64,64,128",
     },
-    "profile": {"crop_size": "1025,2049", "filter_multiplier": 20, "num_classes": 19},
+    "profile": {
+        "crop_size": "1025,2049",
+        "filter_multiplier": 20,
+        "stem_filters": "64,64,128",
+        "num_classes": 19,
+    },
 }
 """What the mode decides when the flag is not given; the sources are in docs/paper.md."""
 
@@ -378,11 +384,13 @@ _count(
 )
 _list(
     "stem_filters",
-    "64,64,128",
-    "The channels of the stem's three convolutions.",
-    partial(_numbers, int, range(3, 4), "three positive numbers"),
-    "three numbers",
-    "N,N,N",
+    None,
+    "The channels of the stem's convolutions: in a search two (the paper's stem, by default of "
+    "B F / 2 and B F channels for --num_blocks=B and --filter_multiplier=F) or three, else three. "
+    "A search that goes on has those that it began with.",
+    partial(_numbers, int, range(2, 4), "two or three positive numbers"),
+    "two or three numbers",
+    "N,N[,N]",
 )
 
 _list(

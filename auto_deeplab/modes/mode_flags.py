@@ -79,6 +79,9 @@ def check_given(arguments: Sequence[Located], values: flags.FlagValues) -> None:
             f"--{name}{f' in {file}' if file else ''} is not used by --mode={mode}, only by "
             f"{_listed(USED[name])}: leave it away"
         )
+    if mode in ("train", "profile") and len(values.stem_filters or range(3)) != 3:
+        numbers = ",".join(map(str, values.stem_filters))
+        raise UsageError(f"--stem_filters={numbers}: --mode={mode} takes three positive numbers")
 
 
 def _check_profile(values: flags.FlagValues) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from auto_deeplab.budget import cost_table as cost_tables
@@ -30,9 +30,11 @@ from auto_deeplab.modes.model_dir import (
     write_record,
 )
 from auto_deeplab.report import summary
+from auto_deeplab.runs import run_record
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.bilevel import CostTerm, Search
 from auto_deeplab.search.supernet import SuperNet
+from auto_deeplab.search.trellis import default_stem_filters
 from auto_deeplab.space.genotype import Genotype
 from auto_deeplab.space.search_space import OPERATIONS
 from official import distribution, input_pipeline, optimizers, schedules
@@ -49,7 +51,8 @@ class SearchSpace:
         operations: among which the cell's edges choose; alpha's columns.
         num_layers, num_blocks: L and B.
         filter_multiplier: F; a cell at stride 4 * 2^k has blocks of F * 2^k channels.
-        stem_filters: channels of the stem's convolutions.
+        stem_filters: channels of the stem's two or three convolutions; None: those that the run
+            in model_dir began with, or trellis.default_stem_filters.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
     """
 
@@ -57,7 +60,7 @@ class SearchSpace:
     num_layers: int = 12
     num_blocks: int = 5
     filter_multiplier: int = 8
-    stem_filters: tuple[int, ...] = (64, 64, 128)
+    stem_filters: tuple[int, ...] | None = None
     alpha_sharing: str = "global"
 
 
@@ -182,7 +185,7 @@ def search(
         space, schedule, cost_limit: what is searched, for how long, and at which cost.
         class_weights: factors of the classes' losses; None: all 1.
         devices, compilation: where and how the steps run.
-        recompute: what the backward pass computes again, one of supernet.RECOMPUTE.
+        recompute: what the backward pass computes again, one of execution.RECOMPUTE.
         reports: without eval_every there is one after each epoch.
         seed: of everything random.
         checkpoint: one of this run's, from which it goes on; None: the newest.
@@ -198,6 +201,10 @@ def search(
     """
     began = time.monotonic()
     schedule.check()
+    if space.stem_filters is None:
+        default = default_stem_filters(space.num_blocks, space.filter_multiplier)
+        filters = run_record.recall(model_dir, "stem_filters", default)
+        space = replace(space, stem_filters=tuple(filters))
     table = cost_limit.load(space)
     identity = identity_of(
         *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),
@@ -327,7 +334,7 @@ def make_supernet(
         num_blocks=space.num_blocks,
         operations=tuple(space.operations),
         filter_multiplier=space.filter_multiplier,
-        stem_filters=tuple(space.stem_filters),
+        stem_filters=space.stem_filters,
         alpha_sharing=space.alpha_sharing,
         recompute=recompute,
         sync_batch_norm=compilation.sync_batch_norm,

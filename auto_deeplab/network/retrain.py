@@ -13,8 +13,8 @@ from official.training_step import (
     Losses,
     mean_loss,
     minimize,
+    multi_step,
     pixels_of_all_replicas,
-    several,
 )
 
 Batch = dict[str, tf.Tensor]
@@ -74,7 +74,7 @@ class Retrain:
             jit_compile=jit_compile and not several_replicas,
             experimental_attributes=NO_INLINE,
         )
-        self.steps = several(self.step)
+        self.steps = multi_step(self.step)
 
     def start_averages(self) -> None:
         """Begins the averages at the network's present values: for whoever has changed those."""

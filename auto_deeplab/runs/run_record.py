@@ -116,6 +116,20 @@ def read(model_dir: str, mode: str) -> Record:
     return record
 
 
+def recall(model_dir: str, flag: str, otherwise: Any) -> Any:
+    """The value of a flag in the run that model_dir holds; `otherwise` if it holds none.
+
+    For a flag that is not given: a run that goes on keeps what it began with, although what is
+    decided by default may be something else by now.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    if not os.path.exists(os.path.join(model_dir, FILE)):
+        return otherwise
+    return _read(model_dir)["identity"].get(flag, otherwise)
+
+
 def compare(record: Record, identity: Record, model_dir: str, defaults: Record) -> None:
     """Raises OtherRunError if a value of `identity` differs from the recorded one.
 

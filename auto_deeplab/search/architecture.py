@@ -47,26 +47,31 @@ class Architecture(keras.layers.Layer):
         shape = (search_space.num_cell_edges(num_blocks), len(operations))
         self.alpha = logits("alpha", shape if count == 1 else (count, *shape), 2 * seed)
         self.beta = logits("beta", (num_layers, search_space.NUM_LEVELS, 3), 2 * seed + 1)
-        self._legal = legal_directions(num_layers)
+        self.legal = make_legal_mask(num_layers)
+        self.built = True
 
-    def probabilities(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Normalised alpha and beta, float32, shaped as their logits.
+    def call(self, inputs: None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Alpha and beta: probabilities, float32, shaped as their logits.
 
         Every row of alpha sums to 1 (Eqs. 3, 4). In beta, what leaves a node sums to 1 (Eq. 7);
         directions that do not exist, and rows of nodes that do not, are exactly 0, without
         gradient.
+
+        Args:
+            inputs: there are none, but a Keras layer must have an argument.
         """
-        alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))
-        return alpha, masked_softmax(tf.convert_to_tensor(self.beta), self._legal)
+        alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))  # Eq. 4
+        beta = masked_softmax(tf.convert_to_tensor(self.beta), self.legal)  # Eqs. 7, 8
+        return alpha, beta
 
     def alpha_of(self, alpha: tf.Tensor, layer: int, level: int) -> tf.Tensor:
-        """What a normalised alpha says of node (layer, level): [edges, operations]."""
+        """The part of a normalised alpha that node (layer, level) has: [edges, operations]."""
         if alpha.shape.rank == 2:
             return alpha
         return alpha[search_space.alpha_index(self.alpha_sharing, layer, level)]
 
 
-def legal_directions(num_layers: int) -> np.ndarray:
+def make_legal_mask(num_layers: int) -> np.ndarray:
     """Which entries of beta exist: bool [L, 4, 3]."""
     legal = np.zeros((num_layers, search_space.NUM_LEVELS, 3), bool)
     for layer, source, level in search_space.edges(num_layers):

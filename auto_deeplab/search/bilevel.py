@@ -16,15 +16,18 @@ from official.distribution import assign, sum_over_replicas
 from official.training_step import (
     NO_INLINE,
     Losses,
-    gradients,
+    compute_gradients,
     mean_loss,
     minimize,
+    multi_step,
     pixels_of_all_replicas,
-    several,
 )
 
 Batch = dict[str, tf.Tensor]
+"""One replica's part: "image" float32 [n, h, w, 3], values 0..255, and "label" int32 [n, h, w]."""
+
 CostTerm = Callable[[Callable[[int, int], tf.Tensor], tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""(function that gives the alpha of node (layer, level), beta) -> (penalty, expected cost)."""
 
 
 class Search:
@@ -40,10 +43,10 @@ class Search:
         ignore_label: label of void pixels.
         strategy: the steps run on all its replicas.
         class_weights: factors of the classes' losses, or None.
-        cost_term: (alpha of a node, beta) -> (penalty, expected cost), of which the penalty is
-            added to the architecture's loss; see expected_cost.make_budget_term. None: nothing is.
+        cost_term: its penalty is added to the architecture's loss; None: nothing is. See
+            expected_cost.make_budget_term.
         second_order: whether the architecture's gradient sees what its change does to w; see
-            `_second_order_gradients`.
+            `_compute_second_order_gradients`.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
             backward passes, for which the super-net's BN must not be synchronised.
     """
@@ -83,19 +86,19 @@ class Search:
         }
         self.weight_step = tf.function(self._weight_step, **options)
         self.architecture_step = tf.function(self._architecture_step, **options)
-        self.steps = several(self.step)
+        self.steps = multi_step(self.step)
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """The super-net's answer in evaluation: logits float32 [N, H, W, C] of images in 0..255."""
-        return self.supernet(images, *self.architecture.probabilities(), training=False)[0]
+        return self.supernet(images, *self.architecture(), training=False)[0]
 
     def step(self, batch_a: Batch, batch_b: Batch | None = None) -> Losses:
         """One step: of w on batch_a, then, if there is a batch_b, of alpha and beta on it.
 
-        `steps` makes several of them, or one, in one call.
+        `steps` makes one or more of them in one call.
 
         Args:
-            batch_a, batch_b: "image" float32 [n, h, w, 3] and "label" int32 [n, h, w], per replica.
+            batch_a, batch_b: of trainA and trainB, per replica.
 
         Returns:
             the losses before the updates: loss_w and, with batch_b, loss_arch.
@@ -116,7 +119,7 @@ class Search:
 
     def _update_weights(self, batch: Batch) -> tf.Tensor:
         loss, statistics = minimize(
-            self._forward(batch),
+            self._make_forward(batch),
             self.supernet.trainable_variables,
             self.weight_optimizer,
             self._compile_passes,
@@ -125,20 +128,20 @@ class Search:
         return loss
 
     def _update_architecture(self, batch_b: Batch, batch_a: Batch) -> tf.Tensor:
-        forward_b = self._forward(batch_b, fixed_weights=not self._second_order)
+        forward_b = self._make_forward(batch_b, fixed_weights=not self._second_order)
 
         def forward() -> tuple[tf.Tensor, tf.Tensor]:
             loss, _ = forward_b()
-            return loss + self._penalty(), loss
+            return loss + self._compute_penalty(), loss
 
         optimizer, a = self.architecture_optimizer, self.architecture.trainable_variables
         if not self._second_order:
             return minimize(forward, a, optimizer, self._compile_passes)[1]
-        loss, gradients = self._second_order_gradients(forward, batch_a)
+        loss, gradients = self._compute_second_order_gradients(forward, batch_a)
         optimizer.apply([optimizer.scale_loss(gradient) for gradient in gradients], a)
         return loss
 
-    def _second_order_gradients(
+    def _compute_second_order_gradients(
         self, forward_b: Callable[[], tuple[tf.Tensor, Any]], batch_a: Batch
     ) -> tuple[Any, list[tf.Tensor]]:
         """This replica's share of the gradient of L_B(w', a) by a = (alpha, beta).
@@ -161,34 +164,34 @@ class Search:
             pairs = zip(start, direction, strict=True)
             assign(w, [value + factor * change for value, change in pairs])
 
-        def by(
+        def differentiate(
             variables: Sequence[keras.Variable], forward: Callable[[], tuple[tf.Tensor, Any]]
         ) -> tuple[Any, list[tf.Tensor]]:
-            (_, other), found = gradients(forward, variables, scale, self._compile_passes)
-            return other, [gradient / scale for gradient in found]
+            (_, other), scaled = compute_gradients(forward, variables, scale, self._compile_passes)
+            return other, [gradient / scale for gradient in scaled]
 
-        forward_a = self._forward(batch_a)
+        forward_a = self._make_forward(batch_a)
         rate = tf.cast(self.weight_optimizer.learning_rate, tf.float32)
         scale = self.architecture_optimizer.scale_loss(tf.ones([]))  # float16 needs it
-        _, by_w = by(w, forward_a)
+        _, by_w = differentiate(w, forward_a)
         move(sum_over_replicas(by_w), -rate)
-        loss, both = by([*a, *w], forward_b)
+        loss, both = differentiate([*a, *w], forward_b)
         by_a, direction = both[: len(a)], sum_over_replicas(both[len(a) :])
         step = tf.math.divide_no_nan(0.01, tf.linalg.global_norm(direction))
-        forward_a = self._forward(batch_a, fixed_weights=True)
+        forward_a = self._make_forward(batch_a, fixed_weights=True)
         move(direction, step)
-        _, above = by(a, forward_a)
-        # A super-net may not run twice at the same time: see SuperNet._make_leave.
+        _, above = differentiate(a, forward_a)
+        # A super-net must not run twice at the same time: see MixedCell.
         with tf.control_dependencies(above):
             move(direction, -step)
-        _, below = by(a, forward_a)
+        _, below = differentiate(a, forward_a)
         assign(w, start)
         change = tf.math.divide_no_nan(rate, 2 * step)
         return loss, [
             g - change * (plus - minus) for g, plus, minus in zip(by_a, above, below, strict=True)
         ]
 
-    def _penalty(self) -> tf.Tensor | float:
+    def _compute_penalty(self) -> tf.Tensor | float:
         """This replica's share of the cost term."""
         cost = self.expected_cost()
         return 0.0 if cost is None else cost[0] / self._strategy.num_replicas_in_sync
@@ -197,16 +200,16 @@ class Search:
         """The cost term's penalty and expected cost for alpha and beta as they are; None if off."""
         if self.cost_term is None:
             return None
-        alpha, beta = self.architecture.probabilities()
+        alpha, beta = self.architecture()
         return self.cost_term(partial(self.architecture.alpha_of, alpha), beta)
 
-    def _forward(
+    def _make_forward(
         self, batch: Batch, fixed_weights: bool = False
     ) -> Callable[[], tuple[tf.Tensor, Any]]:
         pixels = pixels_of_all_replicas(batch["label"], self._ignore_label)
 
         def forward() -> tuple[tf.Tensor, Any]:
-            alpha, beta = self.architecture.probabilities()
+            alpha, beta = self.architecture()
             logits, statistics = self.supernet(
                 batch["image"], alpha, beta, training=True, fixed_weights=fixed_weights
             )
@@ -225,7 +228,13 @@ class Search:
 def batches(
     stream_a: Iterator[Batch], stream_b: Iterator[Batch], start_step: int, first_search_step: int
 ) -> Iterator[tuple[Batch, ...]]:
-    """The arguments of `Search.step` from `start_step` on: trainA's batch, later trainB's too."""
+    """What each step takes, from `start_step` on: a batch of trainA and, later, one of trainB.
+
+    Args:
+        stream_a, stream_b: the batches of trainA and of trainB.
+        start_step: how many steps are done.
+        first_search_step: the first step, counted from 0, that also moves alpha and beta.
+    """
     step = start_step
     while True:
         yield (next(stream_a),) if step < first_search_step else (next(stream_a), next(stream_b))
@@ -233,13 +242,22 @@ def batches(
 
 
 def passes(first_search_step: int, second_order: bool) -> Callable[[int], int]:
-    """How often a step goes forward and backward through the super-net, by the steps before it."""
+    """A function that tells how many forward and backward passes a step makes.
+
+    It takes the number of the step, from 0. One pass is the weights', one the architecture's, which
+    takes four if it is of second order.
+    """
     return lambda step: 1 if step < first_search_step else 5 if second_order else 2
 
 
-def decoded(architecture: Architecture, meta: dict[str, Any]) -> tuple[Genotype, np.ndarray]:
-    """The architecture that alpha and beta stand for now, and beta's probabilities [L, 4, 3]."""
-    alpha, beta = (tensor.numpy() for tensor in architecture.probabilities())
+def decode(architecture: Architecture, meta: dict[str, Any]) -> tuple[Genotype, np.ndarray]:
+    """The architecture that alpha and beta mean now (Sec. 4.3), and beta's probabilities [L, 4, 3].
+
+    Args:
+        architecture: alpha and beta.
+        meta: what the genotype says of where it comes from.
+    """
+    alpha, beta = (tensor.numpy() for tensor in architecture())
     genotype = decoding.decode(
         *(alpha, beta, architecture.operations, architecture.num_blocks, meta),
         alpha_sharing=architecture.alpha_sharing,
@@ -254,9 +272,12 @@ def report(
 
     Where alpha is untied, skip_connects is that of the cell with the most, and all cells of the
     path are listed, with the one of each layer.
-    `cost` is Search.expected_cost's answer.
+
+    Args:
+        architecture: alpha and beta.
+        cost: what Search.expected_cost returned.
     """
-    genotype, beta = decoded(architecture, {})
+    genotype, beta = decode(architecture, {})
     alpha = np.asarray(genotype.meta["alpha"])
     if genotype.cell_of_layer is None:
         cells: dict[str, Any] = {"cell": genotype.cells[0]}

@@ -1,35 +1,139 @@
 """The mixed cell of the search (paper, Sec. 4.1.1, Eqs. 1, 2, 5), in fused form.
 
 Written plainly, block i is the sum over its inputs j and the operations k of
-alpha[j -> i, k] * O_k(H_j): 20 edges x 8 operations, each a few small kernels. Here everything that
-leaves one state h_j is computed at once, for all n later blocks that it feeds and for the A arrows
-(cells that end in one node and share its weights): A * n copies of relu(h_j) side by side along the
-channels, grouped convolutions, and alpha as the scale of the last normalisation (which has no
-learned scale in the search). What the later blocks have received so far is `pending`,
-[N, H, W, A, n * C]; its first C channels are the next block.
+alpha[j -> i, k] * O_k(H_j): 20 edges x 8 operations, each a few small kernels. Here the edges that
+leave one state h_j are computed at once (`mixed_edges`), to all n later blocks that it feeds, and
+for all A cells that end in one node and share its weights: A * n copies of relu(h_j) side by side
+along the channels, grouped convolutions, and alpha as the scale of the last normalisation (which
+has no learned scale in the search).
 
-Edges are packed *by source*: those that leave H^{l-1}, then H^{l-2}, then block 0, block 1, ...;
-within a source by destination. `tests/auto_deeplab/reference.py` is the plain form that this
-equals.
+The weights of edges are packed *by source*: those that leave H^{l-1}, then H^{l-2}, then block 0,
+block 1, ...; within a source by destination. `tests/auto_deeplab/reference.py` is the plain form
+that this equals.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab.search.execution import Execution, Function, delay
+from auto_deeplab.search.packed_weights import PackedWeights
 from auto_deeplab.space import search_space
 from official.convolutions import conv2d, depthwise_conv2d
-from official.normalization import PackedNorm
+from official.normalization import MovingStatistics, PackedNorm, Statistics
 from official.resizing import dimensions
 
-EPSILON = 1e-3
 POOLS = ("avg_pool_3x3", "max_pool_3x3")
 PLAIN = (*POOLS, search_space.SKIP_CONNECT)  # without weights
 
-# Weights or scales of the edges that leave one source, by name.
 SourceTensors = Mapping[str, tf.Tensor]
+"""Weights or scales of the edges that leave one source, by name."""
+
+
+class MixedCell(keras.layers.Layer):
+    """The cells of one node, with a mixed operation on every edge (Eqs. 1, 2, 5).
+
+    Eq. 6 has one cell for each edge of the trellis that ends in the node, A of them. They share
+    weights, alpha and H^{l-2}, so that they are computed at once, and H^{l-2}'s edges only once.
+
+    All cells with as many channels call one traced function for the edges that leave a state. It
+    leaves sizes open, but does not serve other numbers of channels: TensorFlow's CPU kernel for BN
+    keeps the number in itself, so that two calls of one function at the same time, for different
+    numbers, damage memory. Therefore no two calls of it may run at the same time: every state waits
+    for the one before.
+
+    Args:
+        operations: names, the columns of alpha.
+        num_blocks: B.
+        channels: C, of every block.
+        execution: of the super-net.
+        name: of the node.
+    """
+
+    def __init__(
+        self,
+        *,
+        operations: Sequence[str],
+        num_blocks: int,
+        channels: int,
+        execution: Execution,
+        name: str,
+    ) -> None:
+        super().__init__(name=name, autocast=False)
+        self.operations, self.num_blocks, self.channels = operations, num_blocks, channels
+        self.execution = execution
+        self.kernels = PackedWeights(name, weight_shapes(operations, num_blocks, channels))
+        self.built = True
+
+    def call(
+        self,
+        first: tf.Tensor,
+        second: tf.Tensor,
+        scales: Sequence[SourceTensors],
+        *,
+        norm: PackedNorm,
+        norm_of_second: PackedNorm,
+        training: bool = False,
+        fixed_weights: bool = False,
+    ) -> list[tf.Tensor]:
+        """H^l = Cell(H^{l-1}, H^{l-2}; alpha), for A cells (Eq. 5).
+
+        Args:
+            first: H^{l-1} as each cell has it, [N, H, W, A, C].
+            second: H^{l-2}, which all have, [N, H, W, C].
+            scales: alpha, as `make_scales` gives it.
+            norm: normalises all edges but those that leave H^{l-2}.
+            norm_of_second: normalises those.
+            training: whether they normalise by the batch.
+            fixed_weights: the weights get no gradients.
+
+        Returns:
+            the blocks of all cells, [N, H, W, A, C] each: H^l is their concatenation.
+        """
+        weights = split_by_source(self.kernels.read(), self.num_blocks, self.channels)
+        function = self._share_mixed_edges(training, fixed_weights)
+        destinations = num_destinations(self.num_blocks)
+
+        def edges_from(state: tf.Tensor, source: int, norm: PackedNorm) -> tf.Tensor:
+            n, cells = destinations[source], state.shape[3]
+            normalized = cells * statistics_size(self.operations, n, self.channels)
+            y = norm.nested(function, normalized, state, weights[source], scales[source])
+            # A function that is traced for all sizes cannot tell:
+            y.set_shape([*state.shape[:-1], n * self.channels])
+            return y
+
+        from_second = edges_from(second[..., None, :], 1, norm_of_second)
+        if not self.execution.inline:
+            (first,) = delay([first], until=from_second)
+        # Eq. 1: a block is the sum of the edges that end in it. `pending` are these sums so far,
+        # for all blocks from the next one on, side by side along the channels.
+        pending = tf.concat([from_second] * first.shape[3], 3) + edges_from(first, 0, norm)
+        blocks: list[tf.Tensor] = []
+        for source in range(2, 1 + self.num_blocks):
+            sizes = [self.channels, pending.shape[-1] - self.channels]
+            block, pending = tf.split(pending, sizes, axis=-1)
+            blocks.append(block)
+            pending += edges_from(block, source, norm)
+        return [*blocks, pending]
+
+    def _share_mixed_edges(self, training: bool, fixed_weights: bool) -> Function:
+        """`mixed_edges` as a Function, (moving statistics, h, weights, scale) -> (tensor, ...)."""
+
+        def function(
+            moving: MovingStatistics, h: tf.Tensor, weights: SourceTensors, scale: SourceTensors
+        ) -> tuple[tf.Tensor, Statistics | None]:
+            if fixed_weights:
+                weights = {name: tf.stop_gradient(weight) for name, weight in weights.items()}
+            norm = self.execution.make_norm(moving)
+            return mixed_edges(h, weights, scale, self.operations, norm), norm.statistics()
+
+        moving = () if training else (tf.TensorSpec([None]), tf.TensorSpec([None]))
+        signature = (moving, *make_signature(self.operations, self.compute_dtype))
+        key = (fixed_weights, self.channels)
+        return self.execution.share(function, "cell", training, *key, signature=signature)
 
 
 def num_destinations(num_blocks: int) -> list[int]:
@@ -85,7 +189,7 @@ def split_by_source(
     return sources
 
 
-def scales(
+def make_scales(
     alpha: tf.Tensor, operations: Sequence[str], num_blocks: int, channels: int
 ) -> list[dict[str, tf.Tensor]]:
     """What alpha becomes inside the cells with `channels` channels; made once a step.
@@ -116,7 +220,7 @@ def scales(
 
 
 def statistics_size(operations: Sequence[str], destinations: int, channels: int) -> int:
-    """The number of channels that `leave` normalises for one arrow."""
+    """The number of channels that `mixed_edges` normalises for one cell."""
     count = 0
     for operation in operations:
         if "conv" in operation:
@@ -126,8 +230,8 @@ def statistics_size(operations: Sequence[str], destinations: int, channels: int)
     return count
 
 
-def any_size(operations: Sequence[str], dtype: str) -> tuple[tf.TensorSpec, Any, Any]:
-    """The first three arguments of `leave` for all sizes at once: what a function is traced for."""
+def make_signature(operations: Sequence[str], dtype: str) -> tuple[tf.TensorSpec, Any, Any]:
+    """The first three arguments of `mixed_edges` for all sizes at once, to trace a function for."""
     weights = {
         name: tf.TensorSpec((*size, None, 1 if "depthwise" in name else None), dtype)
         for name, (*size, _, _) in weight_shapes(operations, 1, 1).items()
@@ -138,14 +242,14 @@ def any_size(operations: Sequence[str], dtype: str) -> tuple[tf.TensorSpec, Any,
     return tf.TensorSpec([None] * 5, dtype), weights, scale
 
 
-def leave(
+def mixed_edges(
     h: tf.Tensor,
     weights: SourceTensors,
     scale: SourceTensors,
     operations: Sequence[str],
     norm: PackedNorm,
 ) -> tf.Tensor:
-    """What one state contributes to all n blocks that it feeds (Eq. 2 for n edges at once).
+    """The mixed operations (Eq. 2) of all n edges that leave one state: sum over k of alpha_k O_k.
 
     Nothing here needs to know a size before it runs: traced for unknown ones, the same function
     serves every state of every cell.
@@ -153,29 +257,29 @@ def leave(
     Args:
         h: the state in each of A cells that share weights, [N, H, W, A, C].
         weights: this source's part of `weight_shapes`.
-        scale: this source's entry of `scales`.
+        scale: this source's entry of `make_scales`.
         norm: normalises, in this function's order.
 
     Returns:
         [N, H, W, A, n * C], by destination.
     """
-    _, height, width, arrows, channels = dimensions(h)
+    _, height, width, cells, channels = dimensions(h)
     wide = dimensions(next(iter(scale.values())))[-1]  # n * C
-    # What treats every pixel by itself may have the arrows as columns; what treats every channel by
+    # What treats every pixel by itself may have the cells as columns; what treats every channel by
     # itself, as channels. Nothing moves in memory.
-    state_as_channels = as_shape(-1, height, width, arrows * channels)
-    state_as_columns = as_shape(-1, height, width * arrows, channels)
-    as_channels = as_shape(-1, height, width, arrows * wide)
-    as_columns = as_shape(-1, height, width * arrows, wide)
+    state_as_channels = make_shape(-1, height, width, cells * channels)
+    state_as_columns = make_shape(-1, height, width * cells, channels)
+    as_channels = make_shape(-1, height, width, cells * wide)
+    as_columns = make_shape(-1, height, width * cells, wide)
 
-    def for_all_arrows(weight: tf.Tensor, axis: int) -> tf.Tensor:
-        return tf.tile(weight, [arrows if i == axis else 1 for i in range(weight.shape.rank)])
+    def for_all_cells(weight: tf.Tensor, axis: int) -> tf.Tensor:
+        return tf.tile(weight, [cells if i == axis else 1 for i in range(weight.shape.rank)])
 
     def weighted(x: tf.Tensor, operation: str) -> tf.Tensor:
-        return norm(x, for_all_arrows(scale[operation], 0))
+        return norm(x, for_all_cells(scale[operation], 0))
 
     def separable(x: tf.Tensor, operation: str, stage: str, rate: int) -> tf.Tensor:
-        depthwise = for_all_arrows(weights[f"{operation}.depthwise_kernel_{stage}"], 2)
+        depthwise = for_all_cells(weights[f"{operation}.depthwise_kernel_{stage}"], 2)
         x = tf.reshape(depthwise_conv2d(x, depthwise, rate), as_columns)
         # C input channels per filter: a grouped convolution, one group per destination.
         x = conv2d(x, weights[f"{operation}.pointwise_kernel_{stage}"])
@@ -193,8 +297,8 @@ def leave(
         elif operation.startswith("dil_conv"):
             terms.append(weighted(separable(copies, operation, "1", rate=2), operation))
         elif operation.startswith("atrous_conv"):
-            # Likewise one group per arrow.
-            kernel = for_all_arrows(weights[f"{operation}.kernel"], 3)
+            # Likewise one group per cell.
+            kernel = for_all_cells(weights[f"{operation}.kernel"], 3)
             terms.append(weighted(conv2d(active, kernel, rate=2), operation))
         elif operation == "avg_pool_3x3":
             plain.append(norm(tf.nn.avg_pool2d(x, 3, 1, "SAME")))
@@ -208,32 +312,9 @@ def leave(
         y = tf.concat([tf.reshape(y, state_as_columns) for y in plain], -1)
         y = conv2d(y, tf.cast(scale["mix"], h.dtype))
         terms.append(tf.reshape(y, as_channels))
-    return tf.reshape(tf.add_n(terms), as_shape(-1, height, width, arrows, wide))
+    return tf.reshape(tf.add_n(terms), make_shape(-1, height, width, cells, wide))
 
 
-def mixed_cells(
-    first: tf.Tensor, from_second: tf.Tensor, leaving: Callable[[tf.Tensor, int], tf.Tensor]
-) -> list[tf.Tensor]:
-    """The A cells of the arrows that end in one node (Eq. 5): they share weights and H^{l-2}.
-
-    Args:
-        first: H^{l-1} as each arrow brings it, adapted, [N, H, W, A, C].
-        from_second: what H^{l-2} contributes to the B blocks, [N, H, W, 1, B * C] (see `leave`).
-        leaving: `leave` for (state, index of the source: 0 for H^{l-1}, 2 + j for block j).
-
-    Returns:
-        the B blocks of all cells, [N, H, W, A, C] each.
-    """
-    arrows, channels = first.shape[3:]
-    pending = tf.concat([from_second] * arrows, 3) + leaving(first, 0)
-    blocks: list[tf.Tensor] = []
-    while pending.shape[-1] > channels:
-        block, pending = tf.split(pending, [channels, pending.shape[-1] - channels], axis=-1)
-        blocks.append(block)
-        pending += leaving(block, 1 + len(blocks))
-    return [*blocks, pending]
-
-
-def as_shape(*sizes: Any) -> Any:
+def make_shape(*sizes: Any) -> Any:
     """What tf.reshape takes, made once for many."""
     return sizes if all(isinstance(size, int) for size in sizes) else tf.stack(sizes)

@@ -161,9 +161,9 @@ def levels(layer):
 def layout(operations, num_blocks, channels, sources):
     """(key, channels) of a node's normalisations in the order of the packed moving statistics.
 
-    Sec. 5.1's adapter of H^{l-2} and its edges, then every arrow's adapter, then the edges of all
-    other inputs. Within an input by operation, stage, arrow, destination; a pool has one for all
-    destinations.
+    Sec. 5.1's adapter of H^{l-2} and its edges, then the adapter of every edge of the
+    trellis, then the edges of all other inputs. Within an input by operation, stage, edge of the
+    trellis, destination; a pool has one for all destinations.
     """
     keys = []
 
@@ -180,10 +180,10 @@ def layout(operations, num_blocks, channels, sources):
 
     keys.append("second")
     edges_from(1, ["second"])
-    arrows = [f"from_level_{arrow}" for arrow in sources]
-    keys.extend(arrows)
+    cells = [f"from_level_{source}" for source in sources]  # one for each edge of the trellis
+    keys.extend(cells)
     for source in (0, *range(2, num_blocks + 1)):
-        edges_from(source, arrows)
+        edges_from(source, cells)
     return [(key, channels) for key in keys]
 
 
@@ -217,7 +217,7 @@ def supernet(images, weights, alpha, beta, operations, num_blocks, norm):
 
         def __call__(self, key, x):
             part, cell = self.prefix
-            # What leaves H^{l-2} is the same for all arrows: its statistics are the node's.
+            # What leaves H^{l-2} is the same for all cells: its statistics are the node's.
             source = key[0] if isinstance(key[0], int) else key[0][1]
             return norm((part, ("second" if source == 1 else cell, key)), x)
 
@@ -225,9 +225,12 @@ def supernet(images, weights, alpha, beta, operations, num_blocks, norm):
     below, right = -(height - 1) % 32, -(width - 1) % 32
     x = tf.pad(images, [[0, 0], [0, below], [0, right], [0, 0]], constant_values=127.5)
     x = x / 127.5 - 1
-    x = tf.nn.relu(conv_bn(x, "stem", "conv0", stride=2))
-    h = {(-1, -1): conv_bn(x, "stem", "conv1")}
-    h[0, 0] = relu_conv_bn(h[-1, -1], "stem", "conv2", stride=2)
+    first = conv_bn(x, "stem", "conv0", stride=2)
+    if "conv2.kernel" in weights["stem"]:  # the stem of the retraining, Sec. 5.2
+        h = {(-1, -1): relu_conv_bn(first, "stem", "conv1")}
+        h[0, 0] = relu_conv_bn(h[-1, -1], "stem", "conv2", stride=2)
+    else:  # Sec. 3.2
+        h = {(-1, -1): first, (0, 0): relu_conv_bn(first, "stem", "conv1", stride=2)}
 
     alpha_of = alpha if callable(alpha) else lambda layer, level: alpha
     num_layers = beta.shape[0]

@@ -223,3 +223,22 @@ def test_the_layer_on_two_replicas(two_replicas):
     ):
         for local in two_replicas.experimental_local_results(variable.value):
             np.testing.assert_allclose(local, value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_reserved_place_in_the_layout_may_be_used_late():
+    rng = np.random.default_rng(0)
+    one, two, late = (tf.constant(rng.normal(size=(2, 4, 4, c)), tf.float32) for c in (2, 1, 3))
+
+    def normalized(norm):
+        first, reserved = norm(one), norm.reserve(3)
+        return first, norm(two), reserved(late)
+
+    norm = PackedNorm(EPSILON)
+    outputs = normalized(norm)
+    mean, variance = norm.statistics()
+    # In the order of their places, not of the calls.
+    wanted = np.concatenate([np.mean(x, (0, 1, 2)) for x in (one, late, two)])
+    np.testing.assert_allclose(mean, wanted, rtol=1e-4, atol=1e-6)
+    norm = PackedNorm(EPSILON, (mean, variance * 31 / 32))
+    for actual, wanted in zip(normalized(norm), outputs, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)

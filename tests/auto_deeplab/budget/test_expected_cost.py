@@ -12,7 +12,7 @@ import tensorflow as tf
 from auto_deeplab.budget import cost_table, expected_cost
 from auto_deeplab.budget.cost_table import CostTable
 from auto_deeplab.network.network import Network
-from auto_deeplab.search.architecture import Architecture, legal_directions, masked_softmax
+from auto_deeplab.search.architecture import Architecture, make_legal_mask, masked_softmax
 from auto_deeplab.space import genotype, search_space
 from auto_deeplab.space.genotype import Genotype
 from official import model_cost
@@ -85,7 +85,7 @@ def random_probabilities(num_layers, num_blocks, operations, seed=0):
     nodes = search_space.nodes(num_layers)
     alpha = {node: tf.nn.softmax(tf.constant(rng.normal(size=shape))) for node in nodes}
     logits = tf.constant(rng.normal(size=(num_layers, 4, 3)))
-    return alpha, masked_softmax(logits, legal_directions(num_layers))
+    return alpha, masked_softmax(logits, make_legal_mask(num_layers))
 
 
 def decided(path, operation, operations, num_blocks):
@@ -214,7 +214,7 @@ def test_gradients_are_those_of_finite_differences():
     table = invented(FEW, 2)
     rng = np.random.default_rng(0)
     logits = [tf.constant(rng.normal(size=shape)) for shape in ((4, 5, 3), (4, 4, 3))]
-    legal = legal_directions(4)
+    legal = make_legal_mask(4)
 
     def value(alpha, beta):  # a different alpha for every level
         alpha = tf.nn.softmax(alpha)
@@ -245,7 +245,7 @@ def test_less_of_what_is_dear_costs_less(table):
     term = expected_cost.make_budget_term(table, search_space.OPERATIONS, budget=1e-9, weight=1.0)
 
     def value():
-        alpha, beta = architecture.probabilities()
+        alpha, beta = architecture()
         return float(term(partial(architecture.alpha_of, alpha), beta)[1])
 
     before = value()
@@ -284,7 +284,7 @@ def test_saturated_logits_are_numbers(table, sharing, scale):
     @tf.function
     def cost_and_gradients():
         with tf.GradientTape() as tape:
-            alpha, beta = architecture.probabilities()
+            alpha, beta = architecture()
             of_node = partial(architecture.alpha_of, alpha)
             value = expected_cost.compute(table, search_space.OPERATIONS, of_node, beta)
         return value, tape.gradient(value, architecture.trainable_variables)

@@ -19,7 +19,7 @@ from auto_deeplab.runs import run_record
 from auto_deeplab.space import genotype
 from auto_deeplab.space.genotype import Genotype
 from official import distribution
-from official.segmentation_metrics import confusion_matrix, summarize
+from official.segmentation_metrics import count_confusions, summarize
 from official.sizes import Sizes
 from tests.auto_deeplab.training import CLASSES, VOID, assert_same, loss_of, random_batch, values
 from tests.command import ROOT
@@ -243,7 +243,7 @@ def test_keras_metric_of_void_pixels_is_our_own():
     loss, miou = network.evaluate(data(0, 1), verbose=0)
     image, label = (np.concatenate([b[key] for b in batches]) for key in ("image", "label"))
     logits = network(image)
-    counts = confusion_matrix(
+    counts = count_confusions(
         tf.constant(label),
         tf.argmax(logits, -1, output_type=tf.int32),
         num_classes=CLASSES,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab.search.architecture import Architecture, legal_directions, masked_softmax
+from auto_deeplab.search.architecture import Architecture, make_legal_mask, masked_softmax
 from auto_deeplab.space import search_space
 
 
@@ -32,7 +32,7 @@ def legal_by_definition(num_layers):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 4, 12])
 def test_legal_directions_are_the_edges_of_the_trellis(num_layers):
-    legal = legal_directions(num_layers)
+    legal = make_legal_mask(num_layers)
     np.testing.assert_array_equal(legal, legal_by_definition(num_layers))
     # 2, 5 and 8 edges into layers 1 to 3, then 10 each.
     assert legal.sum() == sum([2, 5, 8, *[10] * 9][:num_layers])
@@ -69,7 +69,7 @@ def test_what_leaves_every_node_sums_to_1(scale):
     for variable in architecture.variables:
         variable.assign(rng.choice([-scale, 0.3 * scale, scale], variable.shape))
     with tf.GradientTape() as tape:
-        alpha, beta = architecture.probabilities()
+        alpha, beta = architecture()
         loss = tf.reduce_sum(beta * rng.normal(size=beta.shape).astype("float32"))
         loss += tf.reduce_sum(alpha * rng.normal(size=alpha.shape).astype("float32"))
     gradients = tape.gradient(loss, [architecture.alpha.value, architecture.beta.value])
@@ -90,7 +90,7 @@ def test_probabilities_are_the_softmax_over_legal_directions():
     architecture = make(num_layers=3, num_blocks=1)
     logits = np.random.default_rng(0).normal(size=(3, 4, 3))
     architecture.beta.assign(logits)
-    beta = architecture.probabilities()[1].numpy()
+    beta = architecture()[1].numpy()
     exponential = np.exp(logits) * legal_by_definition(3)
     with np.errstate(invalid="ignore"):
         wanted = np.nan_to_num(exponential / exponential.sum(-1, keepdims=True))
@@ -106,11 +106,11 @@ def test_a_constant_added_to_a_row_changes_nothing():
     rng = np.random.default_rng(0)
     for variable in architecture.variables:
         variable.assign(rng.normal(size=variable.shape))
-    before = [p.numpy() for p in architecture.probabilities()]
+    before = [p.numpy() for p in architecture()]
     for variable in architecture.variables:
         # Another constant for every row: each is a group of its own.
         variable.assign(variable + rng.normal(size=(*variable.shape[:-1], 1)).astype("float32"))
-    for old, new in zip(before, architecture.probabilities(), strict=True):
+    for old, new in zip(before, architecture(), strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-5)
 
 
@@ -118,10 +118,10 @@ def test_illegal_logits_have_no_influence():
     architecture = make()
     logits = np.random.default_rng(0).normal(size=(12, 4, 3)).astype("float32")
     architecture.beta.assign(logits)
-    before = architecture.probabilities()[1].numpy()
+    before = architecture()[1].numpy()
     for value in (1e30, -1e30, np.inf, np.nan):
         architecture.beta.assign(np.where(legal_by_definition(12), logits, value))
-        np.testing.assert_array_equal(architecture.probabilities()[1], before)
+        np.testing.assert_array_equal(architecture()[1], before)
 
 
 def test_gradient_of_the_masked_softmax():

@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab.search.architecture import Architecture
-from auto_deeplab.search.bilevel import Search, batches, decoded, report
-from auto_deeplab.search.mixed_cell import weight_shapes
+from auto_deeplab.search.bilevel import Search, batches, decode, report
 from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import search_space
 from official import distribution, optimizers
@@ -104,7 +103,7 @@ def everything(search):
 def untouched():
     """All eight operations and all four levels; its steps are run eagerly, which is quicker."""
     search = one_device(3, 2, search_space.OPERATIONS)
-    search.supernet.inline = True
+    search.supernet.execution.inline = True
     return search, [v.numpy() for v in everything(search)]
 
 
@@ -140,7 +139,7 @@ def architecture_step(search, batch):
 
 def logits(search, batch):
     """In training form: at the start, moving statistics say nothing about the data."""
-    probabilities = search.architecture.probabilities()
+    probabilities = search.architecture()
     return search.supernet(batch["image"], *probabilities, training=True)[0]
 
 
@@ -148,13 +147,15 @@ def loss(search, batch):
     return loss_of(batch["label"], logits(search, batch))
 
 
+def unpack_one(weights, variable, value):
+    """{name: tensor} of the weights that are packed in one variable."""
+    packed = [value if v is variable else tf.zeros(v.shape) for v in weights.variables]
+    return {name: weights.unpack(packed)[name] for name in weights.sizes[variable.name]}
+
+
 def packed_edge(name, packed, edge):
     """One edge's slice of a packed variable of a cell with two blocks."""
     return reference.edge_weights({name: packed}, 2, edge)[name].numpy()
-
-
-def zeros(part):
-    return {pack: tf.zeros(variable.shape) for pack, variable in part.packed.items()}
 
 
 def test_the_groups_are_disjoint_and_complete(search):
@@ -179,28 +180,26 @@ def test_every_variable_and_every_slice_gets_a_gradient(search):
     with tf.GradientTape() as tape:
         value = loss(search, random_batch(0))
     gradients = tape.gradient(value, [v.value for v in (*w, *a)])
-    parts = {
-        id(variable): part
-        for part in search.supernet.nodes
-        for pack, variable in part.packed.items()
-        if set(part.packs[pack]) & set(weight_shapes(search_space.OPERATIONS, 2, 1))
+    kernels = {
+        id(variable): node.cell.kernels
+        for node in search.supernet.nodes
+        for variable in node.cell.variables
     }
-    assert len(parts) == 9 * 5  # nodes; depthwise 3x3 and 5x5, pointwise, atrous 3x3 and 5x5
+    assert len(kernels) == 9 * 5  # nodes; depthwise 3x3 and 5x5, pointwise, atrous 3x3 and 5x5
     for variable, gradient in zip((*w, *a), gradients, strict=True):
         value, gradient = variable.numpy(), tf.convert_to_tensor(gradient).numpy()
         slices = [(value, gradient)]
-        part = parts.get(id(variable))
-        if part:  # packed
+        if id(variable) in kernels:  # packed
+            both = [unpack_one(kernels[id(variable)], variable, x) for x in slices[0]]
             slices = [
                 [packed_edge(name, packed[name], edge) for packed in both]
-                for both in [[part.unpack({**zeros(part), variable.name: x}) for x in slices[0]]]
-                for name in part.packs[variable.name]
+                for name in both[0]
                 for edge in reference.cell_edges(2)
             ]
         if variable.path == "architecture/alpha":
             slices = list(zip(value.flat, gradient.flat, strict=True))
         if variable.path == "architecture/beta":
-            legal = search.architecture._legal
+            legal = search.architecture.legal
             slices = list(zip(value[legal], gradient[legal], strict=True))
             assert not np.any(gradient[~legal])
         for own, own_gradient in slices:
@@ -332,7 +331,7 @@ def waits_for(nodes, later, earlier):
 
 @pytest.mark.parametrize("which", ["weight_step", "architecture_step"])
 def test_no_function_of_the_super_net_is_called_twice_at_the_same_time(traced, which):
-    # TensorFlow's CPU kernel for BN would damage memory; see SuperNet._make_leave.
+    # TensorFlow's CPU kernel for BN would damage memory; see MixedCell.
     batches = [random_batch(0)] * (1 if which == "weight_step" else 2)
     graph = getattr(traced, which).get_concrete_function(*batches).graph.as_graph_def()
     bodies = [graph.node, *(function.node_def for function in graph.library.function)]
@@ -562,7 +561,7 @@ def test_report_and_decoding(search):
     search.architecture.beta[:, :, 2].assign(np.full((3, 4), 5.0, "float32"))
     found = report(search.architecture)
     assert found["none_edges"] == 1 and found["path"] == (1, 2, 3)
-    genotype, beta = decoded(search.architecture, {"seed": 1})
+    genotype, beta = decode(search.architecture, {"seed": 1})
     assert (genotype.path, genotype.cells[0]) == (found["path"], found["cell"])
     assert genotype.meta["seed"] == 1
-    np.testing.assert_array_equal(beta, search.architecture.probabilities()[1])
+    np.testing.assert_array_equal(beta, search.architecture()[1])

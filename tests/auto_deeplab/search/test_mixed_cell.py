@@ -2,25 +2,28 @@
 
 from functools import partial
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from auto_deeplab.network import network
 from auto_deeplab.search import mixed_cell
+from auto_deeplab.search.execution import EPSILON, Execution
+from auto_deeplab.search.mixed_cell import MixedCell
 from auto_deeplab.space import search_space
 from official.normalization import BatchNorm, PackedNorm
 from tests.auto_deeplab import reference
 
 ALL = search_space.KNOWN_OPERATIONS  # the eight and both dil_conv
 C = 3
-ARROWS = 2
+CELLS = 2
 
 
 def random_inputs(operations, num_blocks, size):
-    """H^{l-1} of each arrow, H^{l-2}, packed weights and alpha, float64."""
+    """H^{l-1} of each cell, H^{l-2}, packed weights and alpha, float64."""
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, *size, ARROWS, C)), rng.normal(size=(2, *size, C))
+    first, second = rng.normal(size=(2, *size, CELLS, C)), rng.normal(size=(2, *size, C))
     weights = {
         name: rng.normal(size=shape) / np.sqrt(np.prod(shape[:2]))
         for name, shape in mixed_cell.weight_shapes(operations, num_blocks, C).items()
@@ -30,20 +33,33 @@ def random_inputs(operations, num_blocks, size):
 
 
 def fused(first, second, weights, alpha, operations, num_blocks, norm=None):
-    """As the super-net does it: H^{l-2}'s edges apart, then the rest; [N, H, W, A, B * C]."""
-    norm = PackedNorm(mixed_cell.EPSILON) if norm is None else norm
-    sources = mixed_cell.split_by_source(weights, num_blocks, C)
-    scales = mixed_cell.scales(alpha, operations, num_blocks, C)
-
-    def leaving(h, source):
-        return mixed_cell.leave(h, sources[source], scales[source], operations, norm)
-
-    h2 = leaving(second[..., None, :], 1)
-    return tf.concat(mixed_cell.mixed_cells(first, h2, leaving), -1)
+    """The layer, with these weights; [N, H, W, A, B * C]. H^{l-2}'s statistics come first."""
+    norm = PackedNorm(EPSILON) if norm is None else norm
+    cell = MixedCell(
+        operations=operations,
+        num_blocks=num_blocks,
+        channels=C,
+        execution=Execution(inline=True),
+        name="cell",
+    )
+    values = [
+        tf.concat([weights[name] for name in names], 2 if "depthwise" in pack else 3)
+        for pack, names in cell.kernels.sizes.items()
+    ]
+    with keras.StatelessScope(zip(cell.variables, values, strict=True)):
+        blocks = cell(
+            first,
+            second,
+            mixed_cell.make_scales(alpha, operations, num_blocks, C),
+            norm=norm,
+            norm_of_second=norm.reserve(mixed_cell.statistics_size(operations, num_blocks, C)),
+            training=True,
+        )
+    return tf.concat(blocks, -1)
 
 
 def plain(first, second, weights, alpha, operations, num_blocks, norms):
-    """The plain cell of each arrow, each with its own statistics."""
+    """The plain cells, each with its own statistics."""
     cells = [
         reference.mixed_cell(h, second, weights, alpha, operations, num_blocks, norm)
         for h, norm in zip(tf.unstack(first, axis=3), norms, strict=True)
@@ -52,7 +68,7 @@ def plain(first, second, weights, alpha, operations, num_blocks, norms):
 
 
 def new_norms():
-    return [reference.Norm() for _ in range(ARROWS)]
+    return [reference.Norm() for _ in range(CELLS)]
 
 
 def with_gradients(function, inputs, dtype):
@@ -116,7 +132,7 @@ def test_packed_statistics_are_those_of_the_plain_cell():
     inputs = random_inputs(operations, num_blocks, (5, 6))
     norms = new_norms()
     plain(*inputs, operations, num_blocks, norms)
-    norm = PackedNorm(mixed_cell.EPSILON)
+    norm = PackedNorm(EPSILON)
     fused(*float32(*inputs), operations, num_blocks, norm)
     mean, variance = norm.statistics()
     sizes = [
@@ -125,10 +141,10 @@ def test_packed_statistics_are_those_of_the_plain_cell():
     ]
     # Per destination 2 * 2 normalisations in sep_conv, 2 in atrous_conv, 2 in dil_conv; 2 pools.
     assert sizes == [C * (8 * n + 2) for n in (3, 3, 2, 1)]
-    # The order: H^{l-2}, which all arrows share, then H^{l-1} and the blocks, by arrow.
-    keys = reference.layout(operations, num_blocks, C, range(ARROWS))
+    # The order: H^{l-2}, which all cells share, then H^{l-1} and the blocks, by cell.
+    keys = reference.layout(operations, num_blocks, C, range(CELLS))
     keys = [key for key, _ in keys if not isinstance(key, str)]
-    assert len(keys) * C == sizes[1] + ARROWS * (sum(sizes) - sizes[1]) == mean.shape[0]
+    assert len(keys) * C == sizes[1] + CELLS * (sum(sizes) - sizes[1]) == mean.shape[0]
     for index, (owner, key) in enumerate(keys):
         found = norms[0 if owner == "second" else int(owner[-1])].found[key]
         mine = slice(index * C, (index + 1) * C)
@@ -157,10 +173,10 @@ def test_one_hot_alpha_is_the_discrete_cell_in_the_searchs_form():
     first, second, weights, _ = random_inputs(ALL, 5, (7, 8))
     inputs = float32(first, second, weights, one_hot_alpha(DISCRETE, ALL))
     cells = fused(*inputs, ALL, 5).numpy()
-    for arrow in range(ARROWS):
-        h = first[..., arrow, :]
+    for number in range(CELLS):
+        h = first[..., number, :]
         wanted = reference.discrete_cell(h, second, weights, DISCRETE, reference.Norm())
-        assert_close(cells[..., arrow, :], wanted.numpy())
+        assert_close(cells[..., number, :], wanted.numpy())
 
 
 def test_one_hot_alpha_is_the_derived_networks_cell():
@@ -189,6 +205,6 @@ def test_one_hot_alpha_is_the_derived_networks_cell():
                     variable.assign(own[derived.names[index] + name])
     inputs = float32(first, second, weights, one_hot_alpha(blocks, ALL))
     cells = fused(*inputs, ALL, 5).numpy()
-    for arrow in range(ARROWS):
-        wanted = derived(inputs[0][..., arrow, :], inputs[1], training=True).numpy()
-        assert_close(cells[..., arrow, :], wanted)
+    for number in range(CELLS):
+        wanted = derived(inputs[0][..., number, :], inputs[1], training=True).numpy()
+        assert_close(cells[..., number, :], wanted)

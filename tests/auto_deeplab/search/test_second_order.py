@@ -7,6 +7,7 @@ import tensorflow as tf
 from official import distribution, optimizers
 from tests.auto_deeplab import reference
 from tests.auto_deeplab.search.test_bilevel import architecture, everything, make
+from tests.auto_deeplab.search.weights import packed, parts, unpacked
 from tests.auto_deeplab.training import VOID, assert_same, per_replica, random_batch, values
 
 LAYERS, BLOCKS, OPERATIONS = 2, 1, ("sep_conv_3x3", "atrous_conv_3x3", "skip_connect", "none")
@@ -26,7 +27,9 @@ def found_gradients(search, strategy, batch_a, batch_b):
     """Of the global batches; run eagerly, which is quicker than tracing."""
 
     def on_replica(batch_a, batch_b):
-        _, gradients = search._second_order_gradients(search._forward(batch_b), batch_a)
+        _, gradients = search._compute_second_order_gradients(
+            search._make_forward(batch_b), batch_a
+        )
         return distribution.sum_over_replicas(gradients)
 
     batches = per_replica(strategy, batch_a), per_replica(strategy, batch_b)
@@ -72,11 +75,10 @@ class Plain:
     """Losses of the plain super-net in float64 and their derivatives, at a search's variables."""
 
     def __init__(self, search):
-        self.legal = search.architecture._legal
-        self.weights = {
-            part.name: {k: tf.cast(v, tf.float64) for k, v in part.unpack(part.packed).items()}
-            for part in search.supernet.parts()
-        }
+        self.legal = search.architecture.legal
+        own = parts(search.supernet)
+        weights = unpacked(own, packed(own))
+        self.weights = tf.nest.map_structure(lambda w: tf.cast(w, tf.float64), weights)
         self.a = [tf.constant(v.numpy(), tf.float64) for v in search.architecture.variables]
 
     def gradients(self, weights, batch):

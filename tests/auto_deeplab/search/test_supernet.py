@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from auto_deeplab.search.supernet import MOMENTUM, SuperNet
+from auto_deeplab.search.packed_weights import MOMENTUM
+from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import search_space
 from tests.auto_deeplab import reference
+from tests.auto_deeplab.search.weights import packed, parts, unpacked
 
 # Four layers: every level, every adapter, and every rule for the second input: strides 2 and 4 from
 # the coarsest tensor of layers -1, 0 and 1, stride 2 from that of layer 2, else the same level.
@@ -24,7 +26,7 @@ def build(num_layers, num_blocks, operations, **options):
         num_blocks=num_blocks,
         operations=operations,
         filter_multiplier=FILTERS,
-        stem_filters=(4, 4, 6),
+        stem_filters=(4, 6),
         **options,
     )
 
@@ -64,21 +66,12 @@ def fused_pass(net):
         tape.watch([alpha, beta])
         logits, statistics = net(images, alpha, beta, training=True)
         loss = tf.reduce_sum(logits * direction().astype("float32"))
-    weights, alpha, beta = tape.gradient(loss, (packed_weights(net.parts()), alpha, beta))
-    return logits.numpy(), statistics, dense((unpacked(net.parts(), weights), alpha, beta))
-
-
-def packed_weights(parts):
-    return {part.name: {k: v.value for k, v in part.packed.items()} for part in parts}
-
-
-def unpacked(parts, packed):
-    """Weights, or their gradients, by their own names."""
-    return {part.name: part.unpack(packed[part.name]) for part in parts}
+    weights, alpha, beta = tape.gradient(loss, (packed(parts(net)), alpha, beta))
+    return logits.numpy(), statistics, dense((unpacked(parts(net), weights), alpha, beta))
 
 
 def plain_weights(net):
-    weights = unpacked(net.parts(), packed_weights(net.parts()))
+    weights = unpacked(parts(net), packed(parts(net)))
     return tf.nest.map_structure(lambda weight: tf.cast(weight, tf.float64), weights)
 
 
@@ -112,7 +105,7 @@ def assert_close(actual, wanted, tolerance, name=None):
 def layout(part):
     """(key, channels) of a part's normalisations, in the order of its packed statistics."""
     if part == "stem":
-        return [("conv0", 4), ("conv1", 4), ("conv2", 6)]
+        return [("conv0", 4), ("conv1", 6)]
     kind, *numbers = (int(word) if word.isdigit() else word for word in part.split("_"))
     channels = FILTERS * 2 ** numbers[-1]
     if kind == "head":
@@ -123,19 +116,19 @@ def layout(part):
 
 
 def moving_statistics(net, dtype="float32"):
-    return [tuple(t.numpy().astype(dtype) for t in p.moving_statistics()) for p in net.parts()]
+    return [tuple(t.numpy().astype(dtype) for t in p.moving.read()) for p in parts(net)]
 
 
-def unpack(net, packed):
+def by_key(net, statistics):
     """{(part, key): statistics} from one packed pair (mean, variance) per part."""
     found = {}
-    for part, (mean, variance) in zip(net.parts(), packed, strict=True):
+    for part, (mean, variance) in zip(parts(net), statistics, strict=True):
         start = 0
         for key, channels in layout(part.name):
             mine = slice(start, start + channels)
             found[part.name, key] = (mean[mine], variance[mine])
             start += channels
-        assert start == mean.shape[0] == variance.shape[0] == part.moving_mean.shape[0]
+        assert start == mean.shape[0] == variance.shape[0] == part.moving.mean.shape[0]
     return found
 
 
@@ -176,21 +169,21 @@ def test_gradients_equal_the_plain_super_net(fused, plain):
     assert_close(alpha, wanted_alpha, 1e-5)
 
 
-def test_every_entry_of_beta_weighs_its_own_arrow(fused, plain):
+def test_every_entry_of_beta_weighs_its_own_edge(fused, plain):
     beta, wanted = fused[2][2].copy(), plain[2][2]
-    # 25 arrows, each with a gradient of its own; no other entry is ever looked at.
-    arrows = [
+    # 25 edges, each with a gradient of its own; no other entry is ever looked at.
+    edges = [
         (layer - 1, source, level - source + 1) for layer, source, level in search_space.edges(4)
     ]
-    assert len({round(float(wanted[arrow]), 9) for arrow in arrows}) == 25
-    for arrow in arrows:
-        np.testing.assert_allclose(beta[arrow], wanted[arrow], rtol=1e-3)
-        beta[arrow] = 0.0
+    assert len({round(float(wanted[edge]), 9) for edge in edges}) == 25
+    for edge in edges:
+        np.testing.assert_allclose(beta[edge], wanted[edge], rtol=1e-3)
+        beta[edge] = 0.0
     np.testing.assert_array_equal(beta, 0.0)
 
 
 def test_batch_statistics_equal_the_plain_super_net(net, fused, plain):
-    found = unpack(net, fused[1])
+    found = by_key(net, fused[1])
     assert found.keys() == plain[1].keys()
     for key, (mean, variance) in plain[1].items():
         np.testing.assert_allclose(found[key][0], mean, rtol=1e-4, atol=1e-4, err_msg=str(key))
@@ -202,10 +195,7 @@ def test_evaluation_takes_every_moving_statistic_from_its_place(net):
     images, alpha, beta = inputs()
     logits, statistics = net(images, alpha, beta, training=False)
     assert statistics == []
-    moving = [
-        tuple(t.numpy().astype("float64") for t in p.moving_statistics()) for p in net.parts()
-    ]
-    norm = reference.Norm(unpack(net, moving))
+    norm = reference.Norm(by_key(net, moving_statistics(net, "float64")))
     arguments = (tf.constant(x, tf.float64) for x in (alpha, beta))
     images = tf.constant(images, tf.float64)
     wanted = reference.supernet(
@@ -220,7 +210,7 @@ def other(request):
     if request.param != "inline":
         return with_random_variables(build(LAYERS, BLOCKS, OPERATIONS, recompute=request.param))
     net = with_random_variables(build(LAYERS, BLOCKS, OPERATIONS))
-    net.inline = True  # as with several replicas
+    net.execution.inline = True  # as with several replicas
     return net
 
 
@@ -239,7 +229,7 @@ def test_neither_recomputation_nor_tracing_changes_anything(other, fused):
 
 def test_fixed_weights_change_no_other_gradient(net, fused):
     images, alpha, beta = (tf.constant(x) for x in inputs())
-    kernel = net.nodes[-1].packed["pointwise_kernel"].value
+    (kernel,) = (v.value for v in net.nodes[-1].cell.variables if v.name == "pointwise_kernel")
     with tf.GradientTape() as tape:
         tape.watch([alpha, beta])
         logits, _ = net(images, alpha, beta, training=True, fixed_weights=True)
@@ -260,14 +250,15 @@ def test_moving_statistics_move_once_a_step(net, plain):
         with tf.GradientTape() as tape:
             logits, statistics = net(images, alpha, beta, training=True)
         # The backward pass computes cells again; it must not count.
-        tape.gradient(logits, [part.packed["second.kernel"].value for part in net.nodes])
+        kernels = [v.value for v in net.trainable_variables if v.name == "second.kernel"]
+        tape.gradient(logits, kernels)
         net.update_moving_statistics(statistics)
         after = moving_statistics(net)
     finally:
-        for part, (mean, variance) in zip(net.parts(), before, strict=True):
-            part.moving_mean.assign(mean)
-            part.moving_variance.assign(variance)
-    old, new = unpack(net, before), unpack(net, after)
+        for part, (mean, variance) in zip(parts(net), before, strict=True):
+            part.moving.mean.assign(mean)
+            part.moving.variance.assign(variance)
+    old, new = by_key(net, before), by_key(net, after)
     assert MOMENTUM == 0.9
     for key, batch in plain[1].items():
         for part in (0, 1):
@@ -284,7 +275,7 @@ def test_one_hot_beta_is_the_path(net, path):
     with tf.GradientTape() as tape:
         logits, _ = net(images, alpha, beta, training=True)
         loss = tf.reduce_sum(logits * direction().astype("float32"))
-    gradients = tape.gradient(loss, packed_weights(net.nodes))
+    gradients = tape.gradient(loss, packed(net.nodes))
     gradients = dense(unpacked(net.nodes, dense(gradients)))
     for layer, level in search_space.nodes(LAYERS):
         own = gradients[f"layer_{layer}_level_{level}"]
@@ -295,8 +286,8 @@ def test_one_hot_beta_is_the_path(net, path):
         # Of the adapters only those of tensors on the path matter. What is not on it is 0, so that
         # its BN gives the offset, whatever the kernel.
         wanted = {name for name in own if name.startswith(OPERATIONS)} | {"second.beta"}
-        arrow = f"from_level_{path[layer - 2] if layer > 1 else 0}"
-        wanted |= {f"{arrow}.kernel", f"{arrow}.gamma", f"{arrow}.beta"}
+        adapter = f"from_level_{path[layer - 2] if layer > 1 else 0}"
+        wanted |= {f"{adapter}.kernel", f"{adapter}.gamma", f"{adapter}.beta"}
         source_layer, source_level, _ = search_space.second_source(layer, level)
         if source_layer < 1 or path[source_layer - 1] == source_level:
             wanted |= {"second.kernel", "second.gamma"}

@@ -11,6 +11,7 @@ from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import decoding, search_space
 from auto_deeplab.space.genotype import Genotype
 from tests.auto_deeplab import reference
+from tests.auto_deeplab.search.weights import packed, parts, unpacked
 
 LAYERS, BLOCKS, CLASSES = 3, 2, 2
 OPERATIONS = ("sep_conv_3x3", "max_pool_3x3", "skip_connect", "none")
@@ -56,10 +57,8 @@ def test_every_node_has_its_alpha(sharing):
         loss = tf.reduce_sum(logits * weight.astype("float32"))
     gradient = tape.gradient(loss, alpha).numpy()
 
-    weights = {
-        part.name: {k: tf.cast(v, tf.float64) for k, v in part.unpack(part.packed).items()}
-        for part in net.parts()
-    }
+    weights = unpacked(parts(net), packed(parts(net)))
+    weights = tf.nest.map_structure(lambda weight: tf.cast(weight, tf.float64), weights)
     plain = tf.constant(alphas, tf.float64)
     with tf.GradientTape() as tape:
         tape.watch(plain)
@@ -90,7 +89,7 @@ def test_equal_alphas_are_one_alpha():
         np.testing.assert_array_equal(logits, wanted)
 
 
-def made(sharing, num_layers=LAYERS):
+def make(sharing, num_layers=LAYERS):
     return Architecture(
         num_layers=num_layers,
         num_blocks=BLOCKS,
@@ -102,14 +101,14 @@ def made(sharing, num_layers=LAYERS):
 
 @pytest.mark.parametrize("sharing", ["level", "layer"])
 def test_the_architecture_gives_each_node_its_alpha(sharing):
-    architecture = made(sharing)
+    architecture = make(sharing)
     assert architecture.alpha.shape == (COUNTS[sharing], EDGES, len(OPERATIONS))
-    alpha, _ = architecture.probabilities()
+    alpha, _ = architecture()
     np.testing.assert_allclose(tf.reduce_sum(alpha, -1), 1.0, rtol=1e-6)
     for (layer, level), index in EXPECTED[sharing].items():
         np.testing.assert_array_equal(architecture.alpha_of(alpha, layer, level), alpha[index])
-    tied = made("global")
-    alpha, _ = tied.probabilities()
+    tied = make("global")
+    alpha, _ = tied()
     assert alpha.shape == (EDGES, len(OPERATIONS))
     np.testing.assert_array_equal(tied.alpha_of(alpha, 2, 1), alpha)
 
@@ -131,9 +130,9 @@ def operations_of(cell):
 
 
 def test_decoding_gives_every_level_its_cell(tmp_path):
-    architecture = made("level")
+    architecture = make("level")
     force(architecture, (1, 2, 1), [0, 1, 2, 0])
-    genotype, _ = bilevel.decoded(architecture, {})
+    genotype, _ = bilevel.decode(architecture, {})
     # The path sees levels 1 and 2 alone.
     assert genotype.path == (1, 2, 1) and genotype.cell_of_layer == (0, 1, 0)
     assert [operations_of(cell) for cell in genotype.cells] == [{"max_pool_3x3"}, {"skip_connect"}]
@@ -147,9 +146,9 @@ def test_decoding_gives_every_level_its_cell(tmp_path):
 
 
 def test_decoding_gives_every_layer_its_cell():
-    architecture = made("layer")
+    architecture = make("layer")
     force(architecture, (0, 1, 1), [2, 0, 1])
-    genotype, _ = bilevel.decoded(architecture, {})
+    genotype, _ = bilevel.decode(architecture, {})
     assert genotype.path == (0, 1, 1) and genotype.cell_of_layer == (0, 1, 2)
     names = [operations_of(genotype.cell(layer)) for layer in (1, 2, 3)]
     assert names == [{"skip_connect"}, {"sep_conv_3x3"}, {"max_pool_3x3"}]
@@ -157,7 +156,7 @@ def test_decoding_gives_every_layer_its_cell():
 
 def test_a_wrong_number_of_alphas_is_refused():
     alpha = np.full((3, EDGES, len(OPERATIONS)), 0.25)
-    beta = made("level").probabilities()[1].numpy()
+    beta = make("level")()[1].numpy()
     with pytest.raises(ValueError, match=r"3 alphas, but level sharing has 4"):
         decoding.decode(alpha, beta, OPERATIONS, BLOCKS, alpha_sharing="level")
 

@@ -286,9 +286,24 @@ def test_fit_in_low_precision(precision):
     assert any(np.any(after[path] != before[path]) for path in before)
 
 
+# One cell of one block, as compiling takes long.
+ONE_CELL = Genotype((0,), ((((0, "sep_conv_3x3"), (1, "skip_connect")),),))
+
+
+def test_fit_compiled_by_xla_is_the_same():
+    # Keras does so by itself where there is a GPU.
+    plain, by_xla = (build(ONE_CELL, seed=4, drop_path_keep_prob=0.6) for _ in range(2))
+    by_xla.set_weights(plain.get_weights())
+    losses = [
+        fit(compiled(network, jit_compile=jit_compile), data(0, 1), epochs=2)["loss"]
+        for network, jit_compile in ((plain, False), (by_xla, True))
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 def test_fit_on_two_replicas(two_replicas):
     with two_replicas.scope():
-        network = compiled(build(Genotype((0,), ((((0, "sep_conv_3x3"), (1, "skip_connect")),),))))
+        network = compiled(build(ONE_CELL))
     (loss,) = fit(network, data(0))["loss"]
     # All logits are near 0 at first.
     assert loss == pytest.approx(np.log(CLASSES), rel=0.1)

@@ -254,7 +254,7 @@ def test_a_genotype_file_that_is_not_one(root, tmp_path, content, saying):
             ["--train_steps is 3, but 2", "begin another run: python "],
         ),
         (["--crop_size=33"], ["--crop_size is [33, 33], but [33, 65]"]),
-        (["--resize_longer_side=99"], ["--resize_longer_side is 99, but None in the run"]),
+        (["--resize_longer_side=99"], ["--resize_longer_side is 99, but null in the run"]),
         (["--norandom_flip"], ["--random_flip is false, but true"]),
         (["--weight_decay=0"], ["--weight_decay is 0.0, but 4e-05"]),
         (["--filter_multiplier=4"], ["--filter_multiplier is 4, but 2"]),

@@ -66,9 +66,9 @@ class Stage:
     """A step of the road.
 
     Attributes:
-      name: one of SECONDS.
-      command: what runs, in ROOT.
-      product: if it is there, the stage need not run again; None: it is quick the second time.
+        name: one of SECONDS.
+        command: what runs, in ROOT.
+        product: if it is there, the stage need not run again; None: it is quick the second time.
     """
 
     name: str
@@ -149,11 +149,11 @@ def run(output_dir: Path, more: Mapping[str, Sequence[str]] | None = None) -> No
     """The whole road.
 
     Args:
-      output_dir: where everything is made.
-      more: further flags for stages, by their names.
+        output_dir: where everything is made.
+        more: further flags for stages, by their names.
 
     Raises:
-      SystemExit: a stage failed (1), or Ctrl-C (130).
+        SystemExit: a stage failed (1), or Ctrl-C (130).
     """
     out = output_dir.resolve()
     if out.is_relative_to(ROOT):

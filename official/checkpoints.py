@@ -33,17 +33,17 @@ class Checkpoints:
     """The checkpoints that one training run writes: directory/ckpt-<step>.*, the newest few.
 
     Args:
-      directory: where they are; made when the first one is saved.
-      groups: group name -> Keras or tf variables, their paths unique within the group. Make all
-        variables (optimizer.build!) before.
-      keep: how many of the newest to keep.
-      save_to: where this process saves, if not in `directory`: under several workers each saves in
-        a directory of its own, and all read the chief's (distribution.worker_directory).
-      optional: as in `restore`.
+        directory: where they are; made when the first one is saved.
+        groups: group name -> Keras or tf variables, their paths unique within the group. Make all
+            variables (optimizer.build!) before.
+        keep: how many of the newest to keep.
+        save_to: where this process saves, if not in `directory`: under several workers each saves
+            in a directory of its own, and all read the chief's (distribution.worker_directory).
+        optional: as in `restore`.
 
     Raises:
-      RunError: the directory has a name in which TensorFlow would not find them again.
-      ValueError: two variables of a group have the same path, or one is in two groups.
+        RunError: the directory has a name in which TensorFlow would not find them again.
+        ValueError: two variables of a group have the same path, or one is in two groups.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Checkpoints:
         if this step is the one that was last saved or restored here.
 
         Raises:
-          RunError: a variable holds NaN or infinity, or the checkpoint cannot be written.
+            RunError: a variable holds NaN or infinity, or the checkpoint cannot be written.
         """
         path = os.path.join(self._save_to, f"{_PREFIX}-{step}")
         if path == self._on_disk:
@@ -115,10 +115,10 @@ class Checkpoints:
         """Restores all groups from `path` (prefix or directory; None: the newest here).
 
         Returns:
-          The step that the checkpoint was saved at; 0 if path is None and there is no checkpoint.
+            The step that the checkpoint was saved at; 0 if path is None and there is no checkpoint.
 
         Raises:
-          RunError: see `restore`.
+            RunError: see `restore`.
         """
         path = path or self.latest()
         if path is None:
@@ -131,7 +131,7 @@ def find(path: str) -> str:
     """The path prefix of a checkpoint: of the newest one if `path` is a directory.
 
     Raises:
-      RunError: there is none, or it has a name under which TensorFlow would not find it.
+        RunError: there is none, or it has a name under which TensorFlow would not find it.
     """
     check_plain(path, "the checkpoint")
     if os.path.isdir(path):
@@ -152,11 +152,11 @@ def shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the variables of a group in a checkpoint; {} if it has no such group.
 
     Args:
-      path: path prefix of a checkpoint, or a directory: its newest.
-      group: its name.
+        path: path prefix of a checkpoint, or a directory: its newest.
+        group: its name.
 
     Raises:
-      RunError: the checkpoint is missing or damaged.
+        RunError: the checkpoint is missing or damaged.
     """
     with reading(path) as (_, reader):
         return {
@@ -179,19 +179,19 @@ def restore(
     checkpoint has and `groups` has not are left alone: evaluation asks for the weights only.
 
     Args:
-      path: path prefix of a checkpoint, or a directory: its newest.
-      groups: group name -> Keras or tf variables.
-      optional: names of groups that the checkpoint or this run may lack as a whole; such variables
-        stay as they are.
-      untouched: variables of the groups that stay as they are, whatever the checkpoint has for
-        them.
+        path: path prefix of a checkpoint, or a directory: its newest.
+        groups: group name -> Keras or tf variables.
+        optional: names of groups that the checkpoint or this run may lack as a whole; such
+            variables stay as they are.
+        untouched: variables of the groups that stay as they are, whatever the checkpoint has for
+            them.
 
     Returns:
-      The step that it was saved at.
+        The step that it was saved at.
 
     Raises:
-      RunError: the checkpoint is missing or damaged, or its variables and those of the groups are
-        not the same in names, shapes and types. No variable has been changed then.
+        RunError: the checkpoint is missing or damaged, or its variables and those of the groups are
+            not the same in names, shapes and types. No variable has been changed then.
     """
     with reading(path) as (prefix, reader):
         wanted = _match(prefix, reader, groups, optional, untouched)

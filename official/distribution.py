@@ -22,13 +22,13 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     """The strategy of this process; make it before any other use of TensorFlow.
 
     Args:
-      name: one_device: the first GPU, or the CPU; mirrored: a replica on each GPU, or on each
-        logical CPU where there is no GPU; multi_worker_mirrored: replicas on all the machines that
-        the environment variable TF_CONFIG lists; tpu: the TPU of this machine, or the one that the
-        environment variable TPU_NAME names.
+        name: one_device: the first GPU, or the CPU; mirrored: a replica on each GPU, or on each
+            logical CPU where there is no GPU; multi_worker_mirrored: replicas on all the machines
+            that the environment variable TF_CONFIG lists; tpu: the TPU of this machine, or the one
+            that the environment variable TPU_NAME names.
 
     Raises:
-      UsageError: the name is unknown or its devices are not there.
+        UsageError: the name is unknown or its devices are not there.
     """
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(_local_devices()[0])
@@ -133,10 +133,10 @@ def set_precision(precision: str) -> str:
     Make the strategy before. float16 also needs optimizers.with_loss_scale.
 
     Returns:
-      the precision; float32 instead of bfloat16 where that is missing or brings nothing.
+        the precision; float32 instead of bfloat16 where that is missing or brings nothing.
 
     Raises:
-      UsageError: it is not float32, bfloat16 or float16.
+        UsageError: it is not float32, bfloat16 or float16.
     """
     if precision not in _POLICIES:
         raise UsageError(f"--precision={precision} is not one of {', '.join(PRECISIONS)}")

@@ -21,7 +21,7 @@ def start_in_new_process(
     """Starts function(*args), a function at the top level of a test module, in a new process.
 
     Args:
-      cpus: number of logical CPUs, configured before the function's module is imported.
+        cpus: number of logical CPUs, configured before the function's module is imported.
     """
     job = pickle.dumps((function.__code__.co_filename, function.__name__, args, cpus)).hex()
     return subprocess.Popen(

@@ -7,10 +7,8 @@ others, or nothing is written.
 import glob
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, differences, reading
 from official.errors import RunError, UsageError
-from official.files import make_directory
+from official.files import write_directory_atomically
 from official.records import Description
 
 STEP = "global_step"
@@ -94,7 +92,7 @@ def import_checkpoint(
     for variable in network.variables:
         variable.assign(values[variable.path])
     network.class_names, network.palette = classes.names, classes.palette
-    with write_whole(target) as unfinished:
+    with write_directory_atomically(target, "--output_dir") as unfinished:
         write_run(unfinished, prefix, network, genotype, identity, classes, step)
 
     averages = sum(name.endswith(f"/{AVERAGE}") for name in names.values())
@@ -245,20 +243,6 @@ def name_classes(num_classes: int, description: Description | None) -> Classes:
         return Classes("voc2012", datasets.VOC_NAMES, datasets.VOC_PALETTE, guessed=True)
     names = [f"class {number}" for number in range(num_classes)]
     return Classes("unknown", names, datasets.make_distinct_palette(num_classes), guessed=True)
-
-
-@contextmanager
-def write_whole(target: Path) -> Iterator[Path]:
-    """A directory to write to; it becomes `target` if all goes well, and nothing if not."""
-    make_directory(target.parent)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        yield make_directory(unfinished)
-        unfinished.rename(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_run(

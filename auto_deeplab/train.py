@@ -22,7 +22,7 @@ if __name__ == "__main__":
     from official.quiet import import_tensorflow
 
     with errors_in_one_line():  # before TensorFlow takes its seconds
-        answer_help(partial(mode_flags.help_text, flags.FLAGS))
+        answer_help(partial(mode_flags.explain_flags, flags.FLAGS))
     import_tensorflow()
 
 import tensorflow as tf
@@ -58,7 +58,7 @@ MEMORY_REMEDY = dict.fromkeys(MODES, "the images are too large for this device")
 
 def start_app() -> None:
     """Runs the command line: see command_line.run_app."""
-    run_app(main, help_text=partial(mode_flags.help_text, FLAGS), flagfile_directories=CONFIGS)
+    run_app(main, help_text=partial(mode_flags.explain_flags, FLAGS), flagfile_directories=CONFIGS)
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def run_mode() -> None:
                 reports=of(Reports),
                 seed=FLAGS.seed,
                 checkpoint=FLAGS.checkpoint,
-                flagfile=mode_flags.flagfile_of("search", FLAGS),
+                flagfile=mode_flags.format_flagfile("search", FLAGS),
             )
         case "decode":
             decode.decode(FLAGS.model_dir, checkpoint=FLAGS.checkpoint)
@@ -116,7 +116,7 @@ def run_mode() -> None:
                 reports=of(Reports),
                 seed=FLAGS.seed,
                 checkpoint=FLAGS.checkpoint,
-                flagfile=mode_flags.flagfile_of("train", FLAGS),
+                flagfile=mode_flags.format_flagfile("train", FLAGS),
             )
         case "eval":
             metrics = evaluate.evaluate(

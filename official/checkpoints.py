@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official.errors import RunError
+from official.errors import RunError, explain
 from official.paths import check_plain
 
 Groups = Mapping[str, Sequence[Any]]
@@ -148,7 +148,7 @@ def find(path: str) -> str:
     return prefix
 
 
-def shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
     """Path -> shape of the variables of a group in a checkpoint; {} if it has no such group.
 
     Args:
@@ -158,7 +158,7 @@ def shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
     Raises:
         RunError: the checkpoint is missing or damaged.
     """
-    with reading(path) as (_, reader):
+    with open_reader(path) as (_, reader):
         return {
             _unescape(key.removeprefix(f"{group}/")): tuple(shape)
             for key, shape in reader.get_variable_to_shape_map().items()
@@ -193,7 +193,7 @@ def restore(
         RunError: the checkpoint is missing or damaged, or its variables and those of the groups are
             not the same in names, shapes and types. No variable has been changed then.
     """
-    with reading(path) as (prefix, reader):
+    with open_reader(path) as (prefix, reader):
         wanted = _match(prefix, reader, groups, optional, untouched)
         values = [(variable, reader.get_tensor(key)) for key, variable in wanted.items()]
         step = int(reader.get_tensor(_STEP))
@@ -203,7 +203,7 @@ def restore(
 
 
 @contextmanager
-def reading(path: str) -> Iterator[tuple[str, Any]]:
+def open_reader(path: str) -> Iterator[tuple[str, Any]]:
     """Path prefix and reader of a checkpoint; what goes wrong with its files becomes RunError."""
     prefix = find(path)
     try:
@@ -211,7 +211,7 @@ def reading(path: str) -> Iterator[tuple[str, Any]]:
     # The reader turns unreadable files into errors of several kinds.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
         raise RunError(
-            f"the checkpoint {prefix} is damaged or incomplete ({_first_line(error)}): "
+            f"the checkpoint {prefix} is damaged or incomplete ({explain(error)}): "
             "use another one of its directory"
         ) from None
 
@@ -264,13 +264,15 @@ def _match(
                 wrong.append(f"{group}: {name} {types[key].name}, not {variable.dtype.name}")
         for key in sorted(saved - wanted.keys()):
             left_over.append(f"{group}: {_unescape(key.removeprefix(f'{group}/'))}")
-    problems = differences(missing, left_over, wrong)
+    problems = describe_differences(missing, left_over, wrong)
     if problems:
         raise RunError(f"the checkpoint {prefix} belongs to another network: {problems}")
     return wanted
 
 
-def differences(missing: Sequence[str], left_over: Sequence[str], wrong: Sequence[str]) -> str:
+def describe_differences(
+    missing: Sequence[str], left_over: Sequence[str], wrong: Sequence[str]
+) -> str:
     """How a checkpoint differs from a network, with the first few names; "" if it does not."""
     return "; ".join(
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
@@ -309,7 +311,3 @@ def _escape(name: str) -> str:
 def _unescape(key: str) -> str:
     name = key.removesuffix(_SUFFIX)
     return name.replace("..", "\0").replace(".S", "/").replace("\0", ".")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

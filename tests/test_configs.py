@@ -158,7 +158,7 @@ def test_multi_scale_evaluation():
 def test_flags_cfg_says_the_same_as_the_command_line(tmp_path):
     given = ("--operations=skip_connect,none", "--eval_scales=0.5,1", "--checkpoint=somewhere")
     with parsed("search_cityscapes.cfg", "--genotype=published", *given) as values:
-        lines = [mode_flags.flagfile_of(mode, values) for mode in MODES]
+        lines = [mode_flags.format_flagfile(mode, values) for mode in MODES]
         (tmp_path / "flags.cfg").write_text("".join(lines))
         expected = {flag.name: flag.value for flag in values.get_key_flags_for_module(train)}
     with flagsaver.flagsaver():

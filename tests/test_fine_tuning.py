@@ -55,7 +55,7 @@ def group(model_dir, name):
     suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
     return {
         path: reader.get_tensor(f"{name}/{path.replace('.', '..').replace('/', '.S')}{suffix}")
-        for path in checkpoints.shapes(str(model_dir / "checkpoints"), name)
+        for path in checkpoints.read_shapes(str(model_dir / "checkpoints"), name)
     }
 
 

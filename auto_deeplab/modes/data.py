@@ -227,7 +227,7 @@ def check_training_data(
     description.split(data.eval_split)
 
 
-def validation(
+def make_validation(
     model: Logits,
     description: Description,
     split: str,

@@ -9,10 +9,10 @@ from typing import Any
 
 from auto_deeplab.modes.data import Data, Devices, say
 from auto_deeplab.modes.model_dir import (
+    as_logits,
     check_classes,
-    identity_of_data,
+    identify_data,
     load_network,
-    logits_of,
     read_training,
 )
 from auto_deeplab.runs import run_record
@@ -73,7 +73,7 @@ def evaluate(
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)
     evaluate_split = make_split_evaluator(
-        logits_of(network),
+        as_logits(network),
         description,
         data.eval_split,
         strategy=strategy,
@@ -100,7 +100,7 @@ def evaluate(
 
 def is_trained_on(record: run_record.Record, description: Description) -> bool:
     """Whether these are the data of the training, as far as it knows."""
-    own = identity_of_data(description)
+    own = identify_data(description)
     return bool(record["identity"].get("data_dir", own) == own)
 
 

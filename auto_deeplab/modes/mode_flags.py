@@ -61,7 +61,7 @@ def check_given(arguments: Sequence[Located], values: flags.FlagValues) -> None:
     wrote the flags of all modes into it: such a flag may stand there with its default.
     """
     mode = values.mode
-    given = list(_given(arguments, values))
+    given = list(_iterate_given(arguments, values))
     said = [(value, file) for name, value, file in given if name == "mode"]
     for of_file, file in said:
         for other, _ in said:
@@ -77,7 +77,7 @@ def check_given(arguments: Sequence[Located], values: flags.FlagValues) -> None:
             continue
         raise UsageError(
             f"--{name}{f' in {file}' if file else ''} is not used by --mode={mode}, only by "
-            f"{_listed(USED[name])}: leave it away"
+            f"{_join(USED[name])}: leave it away"
         )
     if mode in ("train", "profile") and len(values.stem_filters or range(3)) != 3:
         numbers = ",".join(map(str, values.stem_filters))
@@ -112,13 +112,13 @@ def read_given(names: Sequence[str], values: flags.FlagValues) -> dict[str, Any]
     return {name: values[name].value for name in names if values[name].present}
 
 
-def flagfile_of(mode: str, values: flags.FlagValues) -> str:
+def format_flagfile(mode: str, values: flags.FlagValues) -> str:
     """The content of flags.cfg, a flagfile that resumes a run from anywhere.
 
     Flags without a value are left out, and --checkpoint, which says where one process started.
     """
     lines = []
-    for flag in of_mode(mode, values):
+    for flag in list_flags(mode, values):
         if flag.name in PATHS and flag.value and flag.value not in PRESET_PATHS:
             lines.append(f"--{flag.name}={os.path.abspath(flag.value)}")
         elif flag.value is not None and flag.name != "checkpoint":
@@ -160,7 +160,7 @@ def explain_other_run(
     return UsageError(f"{why}: to go on from its weights, begin another run: {shlex.join(command)}")
 
 
-def _given(
+def _iterate_given(
     arguments: Sequence[Located], values: flags.FlagValues
 ) -> Iterator[tuple[str, str, Path | None]]:
     """Name, value and flagfile of each flag."""
@@ -176,20 +176,22 @@ def _given(
             yield name, value, file
 
 
-def of_mode(mode: str, values: flags.FlagValues) -> list[flags.Flag]:
+def list_flags(mode: str, values: flags.FlagValues) -> list[flags.Flag]:
     """The flags that a mode uses, in the order of their definition."""
-    return [flag for flag in _all(values) if mode in USED[flag.name]]
+    return [flag for flag in _list_all(values) if mode in USED[flag.name]]
 
 
-def _all(values: flags.FlagValues) -> list[flags.Flag]:
+def _list_all(values: flags.FlagValues) -> list[flags.Flag]:
     return list(values.get_key_flags_for_module(flag_definitions))
 
 
-def help_text(values: flags.FlagValues, arguments: Sequence[str]) -> str:
+def explain_flags(values: flags.FlagValues, arguments: Sequence[str]) -> str:
     """What --help answers: the flags of the mode that is given with it, or of all modes."""
-    modes = [v for name, v, _ in _given([(a, None) for a in arguments], values) if name == "mode"]
+    modes = [
+        v for name, v, _ in _iterate_given([(a, None) for a in arguments], values) if name == "mode"
+    ]
     known = bool(modes) and modes[-1] in MODES
-    answer = _help_of_mode(modes[-1], values) if known else _help_of_all(values)
+    answer = _explain_mode(modes[-1], values) if known else _explain_all(values)
     return (
         f"{answer}\n"
         "--flagfile=FILE reads flags from a file, one a line; flags after it win. The files in\n"
@@ -198,11 +200,11 @@ def help_text(values: flags.FlagValues, arguments: Sequence[str]) -> str:
     )
 
 
-def _help_of_mode(mode: str, values: flags.FlagValues) -> str:
+def _explain_mode(mode: str, values: flags.FlagValues) -> str:
     needed = "".join(f" --{name}=DIR" for name in NEEDED[mode])
     words = f"--mode={mode} {MODES[mode]}.\n\n    {COMMAND} --mode={mode}{needed} [--flag=...]"
     groups: dict[str, list[str]] = {"Needed": [], f"Of {mode} alone": [], "Of other modes too": []}
-    for flag in of_mode(mode, values):
+    for flag in list_flags(mode, values):
         if flag.name == "mode":
             continue
         heading = f"Of {mode} alone" if USED[flag.name] == (mode,) else "Of other modes too"
@@ -214,20 +216,20 @@ def _help_of_mode(mode: str, values: flags.FlagValues) -> str:
     return command_help.format_help(words, groups)
 
 
-def _help_of_all(values: flags.FlagValues) -> str:
+def _explain_all(values: flags.FlagValues) -> str:
     words = "Searches, trains and uses networks for semantic segmentation.\n\n"
     words += f"    {COMMAND} --mode=MODE --data_dir=DATA --model_dir=RUN [--flag=...]\n\nModes:\n\n"
     words += "\n".join(f"  {mode:<9}{what}" for mode, what in MODES.items())
     words += "\n\n--mode=MODE --help shows the flags of one mode, with its own defaults."
     several = "Of several modes"
     groups: dict[str, list[str]] = {several: []}
-    groups |= {f"Of {_listed(modes)}": [] for modes in GROUPS}
-    for flag in _all(values):
+    groups |= {f"Of {_join(modes)}": [] for modes in GROUPS}
+    for flag in _list_all(values):
         if flag.name == "mode":
             continue
         modes = USED[flag.name]
-        heading = f"Of {_listed(modes)}" if modes in GROUPS else several
-        used_by = "all modes" if modes == tuple(MODES) else _listed(modes)
+        heading = f"Of {_join(modes)}" if modes in GROUPS else several
+        used_by = "all modes" if modes == tuple(MODES) else _join(modes)
         default = ", ".join(
             f"{command_help.format_value(decided[flag.name])} ({mode})"
             for mode, decided in DEFAULTS.items()
@@ -238,5 +240,5 @@ def _help_of_all(values: flags.FlagValues) -> str:
     return command_help.format_help(words, groups)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

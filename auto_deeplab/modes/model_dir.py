@@ -24,7 +24,7 @@ from official.records import Description
 from official.sizes import OWN_SIZE, Sizes
 
 
-def identity_of(names: Sequence[str], *groups: Any, **values: Any) -> Record:
+def make_identity(names: Sequence[str], *groups: Any, **values: Any) -> Record:
     """What makes a run what it is; see run_record.check.
 
     Args:
@@ -37,12 +37,12 @@ def identity_of(names: Sequence[str], *groups: Any, **values: Any) -> Record:
     return {name: values[name] for name in names}
 
 
-def identity_of_data(description: Description) -> str:
+def identify_data(description: Description) -> str:
     """Which data a run is of, wherever they lie."""
     return f"{description.name} {description.fingerprint()}"
 
 
-def defaults_of(*kinds: type) -> Record:
+def list_defaults(*kinds: type) -> Record:
     """The defaults of dataclasses' fields; see run_record.compare."""
     return {
         field.name: field.default
@@ -182,7 +182,7 @@ def load_network(
         return load_saved_network(model_dir, checkpoint)
 
 
-def logits_of(network: Network) -> Logits:
+def as_logits(network: Network) -> Logits:
     """The network as a function of images alone."""
     return lambda images: network(images, training=False)
 

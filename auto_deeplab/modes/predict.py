@@ -6,10 +6,10 @@ from pathlib import Path
 from auto_deeplab.modes.data import Data, Devices, say
 from auto_deeplab.modes.evaluate import Views
 from auto_deeplab.modes.model_dir import (
+    as_logits,
     check_classes,
     choose_scale,
     load_network,
-    logits_of,
     read_training,
 )
 from official import prediction
@@ -74,7 +74,7 @@ def predict(
         found = open_pictures(pictures, output_dir)
     network, _, _ = load_network(model_dir, checkpoint, strategy)
     done = prediction.predict(
-        logits_of(network),
+        as_logits(network),
         found,
         output_dir,
         class_names=class_names,

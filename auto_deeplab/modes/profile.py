@@ -8,7 +8,7 @@ from typing import Any
 
 from auto_deeplab.budget import cost_table, expected_cost
 from auto_deeplab.modes.data import Devices, say
-from auto_deeplab.modes.model_dir import defaults_of, load_genotype, read_training
+from auto_deeplab.modes.model_dir import list_defaults, load_genotype, read_training
 from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import make_network
@@ -44,7 +44,7 @@ def profile(
     if model_dir:
         record = read_training(model_dir, num_classes)
         architecture = run_record.read_genotype(model_dir)
-        run_record.compare(record, given, model_dir, defaults_of(NetworkOptions))
+        run_record.compare(record, given, model_dir, list_defaults(NetworkOptions))
         if genotype and load_genotype(genotype) != architecture:
             raise UsageError(
                 f"--genotype={genotype} is not the architecture of the network in "

@@ -15,17 +15,17 @@ from auto_deeplab.modes.data import (
     Devices,
     Reports,
     check_training_data,
+    make_validation,
     say,
-    validation,
 )
 from auto_deeplab.modes.decode import make_architecture, write_architecture
 from auto_deeplab.modes.flag_definitions import SEARCH_IDENTITY
 from auto_deeplab.modes.model_dir import (
     add_loss_scale,
     check_model_dir,
-    defaults_of,
-    identity_of,
-    identity_of_data,
+    identify_data,
+    list_defaults,
+    make_identity,
     restore,
     write_record,
 )
@@ -206,20 +206,20 @@ def search(
         filters = run_record.recall(model_dir, "stem_filters", default)
         space = replace(space, stem_filters=tuple(filters))
     table = cost_limit.load(space)
-    identity = identity_of(
+    identity = make_identity(
         *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),
         class_weights=class_weights,
         seed=seed,
     )
     identity["cost_table"] = table.digest() if table else None
-    defaults = defaults_of(SearchSpace, SearchSchedule, CostLimit, Batches)
+    defaults = list_defaults(SearchSpace, SearchSchedule, CostLimit, Batches)
     check_model_dir(model_dir, "search", identity, defaults, checkpoint)
 
     strategy, description = devices.start("search", seed), data.read()
     compilation.check(strategy)
     halves = input_pipeline.split_halves(description.split(batches.train_split).num_examples, seed)
     check_training_data(data, description, batches, strategy, len(halves[0]), class_weights)
-    identity["data_dir"] = identity_of_data(description)
+    identity["data_dir"] = identify_data(description)
     check_model_dir(model_dir, "search", identity, defaults, checkpoint)
     epoch_steps = input_pipeline.steps_per_epoch(len(halves[0]), batches.batch_size)
     total_steps = schedule.epochs * epoch_steps
@@ -263,7 +263,7 @@ def search(
     if is_chief:
         write_record(model_dir, "search", identity, description, flagfile)
 
-    evaluate = validation(
+    evaluate = make_validation(
         searching.logits, description, data.eval_split, strategy, reports.max_eval_images
     )
 

@@ -15,18 +15,18 @@ from auto_deeplab.modes.data import (
     Devices,
     Reports,
     check_training_data,
+    make_validation,
     say,
-    validation,
 )
 from auto_deeplab.modes.flag_definitions import TRAIN_IDENTITY
 from auto_deeplab.modes.model_dir import (
     add_loss_scale,
+    as_logits,
     check_model_dir,
-    defaults_of,
-    identity_of,
-    identity_of_data,
+    identify_data,
+    list_defaults,
     load_genotype,
-    logits_of,
+    make_identity,
     restore,
     write_record,
 )
@@ -141,11 +141,11 @@ def train(
     pixel_weights.check()
     identity = {
         "genotype": run_record.describe_architecture(architecture),
-        **identity_of(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights, seed=seed),
+        **make_identity(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights, seed=seed),
     }
     if schedule.init_checkpoint:
         identity["init_checkpoint"] = os.path.abspath(schedule.init_checkpoint)
-    defaults = defaults_of(NetworkOptions, TrainSchedule, PixelWeights, Batches)
+    defaults = list_defaults(NetworkOptions, TrainSchedule, PixelWeights, Batches)
     check_model_dir(model_dir, "train", identity, defaults, checkpoint)
     check_init_checkpoint(model_dir, schedule.init_checkpoint, architecture, network)
 
@@ -155,7 +155,7 @@ def train(
     check_training_data(
         *(data, description, batches, strategy, num_records, pixel_weights.class_weights)
     )
-    identity["data_dir"] = identity_of_data(description)
+    identity["data_dir"] = identify_data(description)
     check_model_dir(model_dir, "train", identity, defaults, checkpoint)
     say(architecture.describe())
 
@@ -195,8 +195,8 @@ def train(
         facts = {run_record.CONFIG: trained.get_config()}
         write_record(model_dir, "train", identity, description, flagfile, facts)
 
-    evaluate = validation(
-        *(logits_of(averaged or trained), description, data.eval_split),
+    evaluate = make_validation(
+        *(as_logits(averaged or trained), description, data.eval_split),
         *(strategy, reports.max_eval_images),
     )
     stream = input_pipeline.distribute_batches(
@@ -285,7 +285,7 @@ def check_init_checkpoint(
         beside = os.path.join(os.path.dirname(os.path.dirname(prefix)), run_record.GENOTYPE)
         raise UsageError(f"{flag}: {error}; give --genotype={beside}") from None
     there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
-    own = identity_of(NETWORK_SHAPE, network)
+    own = make_identity(NETWORK_SHAPE, network)
     wanted = [
         f"--{name}={run_record.shorten(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()

@@ -131,8 +131,8 @@ def initialize(network: Network, path: str, class_names: Sequence[str]) -> str |
     """
     prefix = find_weights(path)
     check_genotype(network.genotype, prefix)
-    group = "average" if checkpoints.shapes(prefix, "average") else "weights"
-    shapes = checkpoints.shapes(prefix, group)
+    group = "average" if checkpoints.read_shapes(prefix, "average") else "weights"
+    shapes = checkpoints.read_shapes(prefix, group)
     if not shapes:
         raise RunError(
             f"the checkpoint {prefix} was not written by this project: if it is one of the TF1 "

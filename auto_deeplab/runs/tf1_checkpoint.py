@@ -22,7 +22,7 @@ from auto_deeplab.runs.tf1_names import find_tf1_name
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import datasets
-from official.checkpoints import Checkpoints, differences, reading
+from official.checkpoints import Checkpoints, describe_differences, open_reader
 from official.errors import RunError, UsageError
 from official.files import write_directory_atomically
 from official.records import Description
@@ -76,14 +76,14 @@ def import_checkpoint(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise UsageError(f"--output_dir={output_dir} is there already: choose a new directory")
     prefix = find(checkpoint)
-    with reading(prefix) as (_, reader):
+    with open_reader(prefix) as (_, reader):
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     genotype = genotypes.load("published")
     identity, num_classes = infer_identity(shapes)
     network = make_network(genotype, identity, num_classes)
     names, slots = match_variables(prefix, network, shapes, types)
     classes = name_classes(num_classes, description)
-    with reading(prefix) as (_, reader):
+    with open_reader(prefix) as (_, reader):
         values = {path: reader.get_tensor(name) for path, name in names.items()}
         step = int(reader.get_tensor(STEP)) if STEP in shapes else read_step(prefix)
     for path, name in names.items():
@@ -205,7 +205,7 @@ def match_variables(
             wrong.append(f"{name} {types[name].name}, not float32")
     slots = [name for name in shapes if name.rpartition("/")[2] in (*SLOTS, *POWERS)]
     left_over = sorted(shapes.keys() - {*plain.values(), *names.values(), *slots, STEP})
-    problems = differences(missing, left_over, wrong)
+    problems = describe_differences(missing, left_over, wrong)
     if problems:
         for kind, all_names in (("missing", missing), ("left over", left_over), ("wrong", wrong)):
             for name in all_names:

@@ -236,12 +236,12 @@ def test_another_network(tmp_path, filters, layers, message):
 
 def test_shapes(tmp_path):
     Checkpoints(str(tmp_path), everything(1)[2]).save(3)
-    shapes = checkpoints.shapes(str(tmp_path), "weights")
+    shapes = checkpoints.read_shapes(str(tmp_path), "weights")
     assert len(shapes) == 12
     assert shapes["net/conv_0_0/kernel"] == (3, 3, 2, 3) and shapes["net/norm.of_net/gamma"] == (3,)
-    assert checkpoints.shapes(str(tmp_path / "ckpt-3"), "average") == {}
+    assert checkpoints.read_shapes(str(tmp_path / "ckpt-3"), "average") == {}
     with pytest.raises(RunError, match="there is no checkpoint"):
-        checkpoints.shapes(str(tmp_path / "ckpt-4"), "weights")
+        checkpoints.read_shapes(str(tmp_path / "ckpt-4"), "weights")
 
 
 def test_untouched_variables_may_have_any_shape(tmp_path):

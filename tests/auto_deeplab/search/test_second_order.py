@@ -37,9 +37,9 @@ def found_gradients(search, strategy, batch_a, batch_b):
     return [strategy.experimental_local_results(g)[0].numpy() for g in gradients]
 
 
-def plain_loss(weights, logits_of, batch, legal):
+def plain_loss(weights, as_logits, batch, legal):
     """The mean cross entropy of the reference, float64, from the logits of alpha and beta."""
-    alpha_logits, beta_logits = logits_of
+    alpha_logits, beta_logits = as_logits
     alpha = tf.nn.softmax(alpha_logits)
     beta = tf.where(legal, tf.exp(beta_logits), tf.zeros_like(beta_logits))
     beta = tf.math.divide_no_nan(beta, tf.reduce_sum(beta, -1, keepdims=True))

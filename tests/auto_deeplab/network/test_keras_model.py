@@ -269,6 +269,13 @@ def test_fit_learns():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_fit_in_low_precision(precision):
+    if precision == "float16":
+        try:
+            tf.nn.conv2d(
+                tf.ones([1, 9, 9, 3], "float16"), tf.ones([3, 3, 3, 4], "float16"), 2, "SAME"
+            )
+        except tf.errors.AbortedError:
+            pytest.skip("oneDNN has no convolutions in float16 on this processor")
     distribution.set_precision(precision)
     try:
         network = compiled(build())

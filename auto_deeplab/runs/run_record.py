@@ -139,7 +139,7 @@ def compare(record: Record, identity: Record, model_dir: str, defaults: Record) 
         model_dir: the record's.
         defaults: flag -> value of what is not recorded, because the flag is newer than the run.
     """
-    recorded = defaults | record["identity"]
+    recorded = json.loads(json.dumps(defaults)) | record["identity"]
     for flag, value in json.loads(json.dumps(identity)).items():
         if (before := recorded.get(flag)) != value:
             remedy = "give the same value, or another directory"

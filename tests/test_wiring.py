@@ -408,6 +408,7 @@ def check_steps(built):
     assert (built.loop["total_steps"], built.loop["epoch_steps"]) == (TOTAL, EPOCH_STEPS)
     passes = built.loop["passes"]
     assert [passes(step) for step in (0, EPOCH_STEPS - 1, EPOCH_STEPS, TOTAL)] == [1, 1, 5, 5]
+    assert built.learner.options["second_order"] is True
 
 
 def check_loop(built):

@@ -25,7 +25,7 @@ from official.files import write_atomically
 PathLike = str | os.PathLike[str]
 Point = tuple[float, float]
 
-BLUE, PALE_BLUE, INK, GRAY, PALE_GRAY = "#1f5fbf", "#dbe7f8", "#222222", "#8a8a8a", "#e3e3e3"
+BLUE, PALE_BLUE, INK, GREY, PALE_GREY = "#1f5fbf", "#dbe7f8", "#222222", "#8a8a8a", "#e3e3e3"
 WIRES = (
     *("#222222", "#c0392b"),
     *("#1f5fbf", "#2e8b57", "#8e44ad", "#d2791e", "#168f9c", "#a83279", "#7a7a12", "#6d4c41"),
@@ -59,7 +59,7 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
     Args:
         genotype: whose path it is; with several cells, the nodes of the path carry their numbers.
         path: the PNG file to write.
-        beta: float [L, 4, 3], probabilities. If given, gray dashed arrows mark the most probable
+        beta: float [L, 4, 3], probabilities. If given, grey dashed arrows mark the most probable
             edge out of every node, unless it is on the path.
 
     Raises:
@@ -70,19 +70,19 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
         raise ValueError(f"beta has {len(beta)} layers, the genotype {num_layers}")
     figure, axes = _make_canvas(0.72 * (num_layers + 5.4), 0.72 * 6.0)
     for layer, source, level in search_space.edges(num_layers):
-        _draw_line(axes, (layer - 1, source), (layer, level), PALE_GRAY, 1.2)
+        _draw_line(axes, (layer - 1, source), (layer, level), PALE_GREY, 1.2)
     route = list(enumerate((0, *genotype.path)))
     path_edges = set(pairwise(route))
     if beta is not None:
         for layer, source, level in decoding.strongest_edges(beta):
             edge = (layer - 1, source), (layer, level)
             if edge not in path_edges:
-                _draw_edge(axes, *edge, colour=GRAY, width=1.3, style=DASHES)
+                _draw_edge(axes, *edge, colour=GREY, width=1.3, style=DASHES)
     for start, end in [((-1, -1), (0, 0)), *sorted(path_edges)]:
         stem = end == (0, 0)
-        _draw_edge(axes, start, end, colour=GRAY if stem else BLUE, width=2.6)
+        _draw_edge(axes, start, end, colour=GREY if stem else BLUE, width=2.6)
     for node in [(-1, -1), (0, 0)]:
-        axes.add_patch(Circle(node, NODE_RADIUS, facecolor="#b5b5b5", edgecolor=GRAY, zorder=3))
+        axes.add_patch(Circle(node, NODE_RADIUS, facecolor="#b5b5b5", edgecolor=GREY, zorder=3))
     for node in search_space.nodes(num_layers):
         on_path = node in route
         fill = BLUE if on_path else PALE_BLUE
@@ -99,8 +99,8 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
 def _draw_ends(axes: Axes, last: tuple[int, int]) -> None:
     """What comes before and after the trellis: the image and the ASPP."""
     layer, level = last
-    axes.text(-1.75, -1, "image", ha="center", va="center", fontsize=10, color=GRAY)
-    _draw_arrow(axes, (-1.42, -1), (-1 - NODE_RADIUS, -1), GRAY, 2.0)
+    axes.text(-1.75, -1, "image", ha="center", va="center", fontsize=10, color=GREY)
+    _draw_arrow(axes, (-1.42, -1), (-1 - NODE_RADIUS, -1), GREY, 2.0)
     box = (layer + 0.75, level - 0.3)
     _draw_arrow(axes, (layer + NODE_RADIUS, level), (box[0], level), BLUE, 2.6)
     _draw_box(axes, *box, 0.95, 0.6, "#fde3c8", INK, "ASPP", fontsize=10)
@@ -114,7 +114,7 @@ def _draw_scales(axes: Axes, num_layers: int) -> None:
     for level in range(-1, search_space.NUM_LEVELS):
         text = str(search_space.stride(level))
         axes.text(-2.75, level, text, ha="center", va="center", fontsize=11)
-    axes.text(-0.5, top, "stem", ha="center", va="center", fontsize=11, color=GRAY)
+    axes.text(-0.5, top, "stem", ha="center", va="center", fontsize=11, color=GREY)
     for layer in range(1, num_layers + 1):
         axes.text(layer, top, str(layer), ha="center", va="center", fontsize=11)
     axes.set_xlim(-3.5, num_layers + 1.9)
@@ -125,11 +125,11 @@ def _draw_network_legend(axes: Axes, genotype: Genotype, with_beta: bool) -> Non
     cell = " (number: its cell)" if genotype.cell_of_layer else ""
     entries = [
         Line2D([], [], color=BLUE, linewidth=2.6, marker="o", label=f"path{cell}"),
-        Line2D([], [], color=PALE_GRAY, marker="o", mfc=PALE_BLUE, mec=BLUE, label="search space"),
+        Line2D([], [], color=PALE_GREY, marker="o", mfc=PALE_BLUE, mec=BLUE, label="search space"),
     ]
     if with_beta:
         label = r"strongest outgoing edge (largest $\beta$)"
-        entries.append(Line2D([], [], color=GRAY, linewidth=1.3, linestyle=DASHES, label=label))
+        entries.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle=DASHES, label=label))
     # The corner below the stem, where the trellis has no nodes.
     place = {"loc": "lower left", "bbox_to_anchor": (-2.2, 3.4), "bbox_transform": axes.transData}
     axes.legend(handles=entries, frameon=False, fontsize=9, borderpad=0, **place)
@@ -260,7 +260,7 @@ def _draw_block(
     """A panel with a block's two operations and their sum, whose wire starts on its right."""
     colour = _wire(number + 2)
     panel = _draw_box(
-        axes, left, row - ROW / 2 + 0.12, PANEL_WIDTH, ROW - 0.24, "#fafafa", PALE_GRAY
+        axes, left, row - ROW / 2 + 0.12, PANEL_WIDTH, ROW - 0.24, "#fafafa", PALE_GREY
     )
     panel.set_zorder(0)
     label_at = (left + PANEL_WIDTH - 0.12, row - ROW / 2 + 0.36)
@@ -326,7 +326,7 @@ def draw_history(
     lines = -(-len(panels) // columns) or 1
     figure = Figure(figsize=(4.6 * columns, 3.25 * lines), layout="constrained")
     if not panels:
-        figure.text(0.5, 0.5, "nothing reported yet", color=GRAY, ha="center", va="center")
+        figure.text(0.5, 0.5, "nothing reported yet", color=GREY, ha="center", va="center")
     for place, (title, curves) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
         axes.set_title(title, fontsize=11)
@@ -343,11 +343,11 @@ def draw_history(
                 axes.axhline((uniform or {})[key], label="the same, if uniform", **dots)
         if change is not None:
             label = "architecture phase starts"
-            axes.axvline(change, color=GRAY, linestyle="--", linewidth=1.2, label=label)
+            axes.axvline(change, color=GREY, linestyle="--", linewidth=1.2, label=label)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color=PALE_GRAY, linewidth=0.6)
+        axes.grid(color=PALE_GREY, linewidth=0.6)
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=False, fontsize=9)
     _save(figure, path)

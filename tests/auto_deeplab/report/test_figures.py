@@ -125,7 +125,7 @@ def test_cell_wires_stay_apart_and_outside_the_boxes(drawn, monkeypatch, num_blo
         return wire
 
     def box(axes, *measures, **keywords):
-        is_panel = measures[5] == figures.PALE_GRAY  # the backgrounds of blocks: wires enter them
+        is_panel = measures[5] == figures.PALE_GREY  # the backgrounds of blocks: wires enter them
         if not is_panel:
             boxes.append(measures[:4])
         return draw_box(axes, *measures, **keywords)

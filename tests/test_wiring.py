@@ -386,6 +386,7 @@ def check_shapes(built):
     # L alphas of B (B + 3) / 2 = 5 edges and 3 operations; beta [L, 4, 3].
     assert architecture.alpha.shape == (3, 5, 3) and architecture.beta.shape == (3, 4, 3)
     assert architecture.operations == net.operations == ("sep_conv_3x3", "skip_connect", "none")
+    assert architecture.alpha_sharing == net.alpha_sharing == "layer"
     shapes = {variable.path: tuple(variable.shape) for variable in net.variables}
     assert shapes["stem/conv0.kernel"] == (3, 3, 3, 4)
     assert shapes["stem/conv2.kernel"] == (3, 3, 6, 8)
@@ -462,6 +463,14 @@ def check_sync(built):
     assert network_of(built).execution.sync_batch_norm is False
 
 
+def check_jit_compile(built):
+    assert built.learner.options["jit_compile"] is True
+    # XLA needs a super-net without functions of its own; a network is the same for it.
+    assert getattr(network_of(built), "execution", None) is None or (
+        network_of(built).execution.inline
+    )
+
+
 def check_recompute(built):
     assert network_of(built).execution.recompute == "node"
 
@@ -510,7 +519,7 @@ LOOKS_AT_SEARCH = {
     "distribution_strategy": check_device("distribution_strategy", "mirrored"),
     "precision": check_precision,
     "sync_batch_norm": check_sync,
-    "jit_compile": check_option("jit_compile", True),
+    "jit_compile": check_jit_compile,
     "steps_per_loop": check_loop,
     "deterministic": check_device("deterministic", [3]),
     "crop_size": check_batches,
@@ -559,6 +568,54 @@ def test_a_search_goes_on_from_the_checkpoint_it_is_told(root, searching):
     again = check_resumed(root, searching, "search", search, "Search", searching.flags)
     # Stream B begins after an epoch of stream A alone.
     assert [stream["start_step"] for stream in again.streams] == [4, 4 - EPOCH_STEPS]
+
+
+def test_the_default_stem_is_of_the_searchs_own_widths(root, searching):
+    flags = [flag for flag in searching.flags if not flag.startswith("--stem_filters")]
+    built = build(root, "search", search, "Search", [*flags, f"--model_dir={root / 'stem'}"])
+    shapes = {v.path: tuple(v.shape) for v in built.learner.supernet.variables}
+    # B F / 2 and B F for B = 2, F = 3.
+    assert shapes["stem/conv0.kernel"] == (3, 3, 3, 3)
+    assert shapes["stem/conv1.kernel"] == (3, 3, 3, 6)
+
+
+def test_what_a_search_says_and_writes_at_its_end(root, searching):
+    """As if its steps were made: alpha and beta have not moved, which it warns of."""
+    flags = [f"--model_dir={root / 'end'}", *searching.flags]
+    with (
+        mock.patch.object(search, "run", lambda *arguments, **options: []),
+        mock.patch.object(distribution, "make_deterministic", lambda seed: None),
+        devices_noted(),
+    ):
+        done = train_here("--mode=search", *flags)
+    assert done.code == 0, done.stderr
+    meta = genotypes.load(root / "end" / "genotype.json").meta
+    assert (meta["seed"], meta["step"]) == (3, TOTAL)
+    # Of the command that comes next, and of the warning.
+    assert f"--data_dir={root / 'data'}" in done.stderr and "--crop_size=33,41" in done.stderr
+    updates = TOTAL - EPOCH_STEPS
+    assert f"{updates} updates of --arch_learning_rate=0.0625 by mere chance" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["search", "train"])
+def test_float16_scales_the_loss(root, searching, training, name):
+    """On a GPU alone: a pretended one, as nothing is computed here."""
+    built, mode, learner = {
+        "search": (searching, search, "Search"),
+        "train": (training, train, "Retrain"),
+    }[name]
+    assert loss_scalers(built) == [False] * len(loss_scalers(built))
+    flags = [*built.flags, "--precision=float16", f"--model_dir={root / name}_float16"]
+    with mock.patch.object(tf.config, "list_physical_devices", lambda kind=None: ["GPU"]):
+        scaled = build(root, name, mode, learner, flags)
+    assert loss_scalers(scaled) == [True] * len(loss_scalers(built))
+
+
+def loss_scalers(built):
+    """Of each optimizer, whether it scales the loss."""
+    optimizers = [value for name, value in vars(built.learner).items() if "optimizer" in name]
+    assert optimizers
+    return [isinstance(optimizer, keras.optimizers.LossScaleOptimizer) for optimizer in optimizers]
 
 
 # Train.

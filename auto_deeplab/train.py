@@ -87,6 +87,7 @@ def run_mode() -> None:
     def of(kind: type[Kind]) -> Kind:
         return mode_flags.read(kind, FLAGS)
 
+    command = ("python", sys.argv[0])
     match FLAGS.mode:
         case "search":
             search.search(
@@ -102,6 +103,7 @@ def run_mode() -> None:
                 seed=FLAGS.seed,
                 checkpoint=FLAGS.checkpoint,
                 flagfile=mode_flags.format_flagfile("search", FLAGS),
+                command=command,
             )
         case "decode":
             decode.decode(FLAGS.model_dir, checkpoint=FLAGS.checkpoint)
@@ -117,6 +119,7 @@ def run_mode() -> None:
                 seed=FLAGS.seed,
                 checkpoint=FLAGS.checkpoint,
                 flagfile=mode_flags.format_flagfile("train", FLAGS),
+                command=command,
             )
         case "eval":
             metrics = evaluate.evaluate(
@@ -131,7 +134,7 @@ def run_mode() -> None:
         case "predict":
             predict.predict(
                 *(FLAGS.model_dir, FLAGS.output_dir),
-                pictures=FLAGS.input,
+                input=FLAGS.input,
                 data=of(Data) if FLAGS.data_dir else None,
                 num_classes=FLAGS.num_classes,
                 views=of(evaluate.Views),
@@ -154,7 +157,7 @@ def run_mode() -> None:
             costs = profile.measure_costs(
                 *(FLAGS.cost_table, of(profile.Pieces)),
                 num_layers=FLAGS.num_layers,
-                metric=FLAGS.cost_metric,
+                cost_metric=FLAGS.cost_metric,
                 devices=of(Devices),
             )
             print(json.dumps(costs))

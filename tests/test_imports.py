@@ -124,9 +124,10 @@ def test_no_module_bears_a_name_of_the_standard_library():
 
 
 def reads_flags(tree):
+    """Whether FLAGS or sys.argv is named."""
     return any(
         isinstance(node, ast.Attribute | ast.Name)
-        and (node.attr if isinstance(node, ast.Attribute) else node.id) == "FLAGS"
+        and (node.attr if isinstance(node, ast.Attribute) else node.id) in ("FLAGS", "argv")
         for node in ast.walk(tree)
     )
 

@@ -1,7 +1,9 @@
 """What modes share of data and devices: what a user says of them, checked, opened and started."""
 
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from official.preprocessing import RANDOM_SCALES
 from official.records import Description, read_description
 from official.training_loop import Row
 
+PathLike = str | os.PathLike[str]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -27,7 +31,7 @@ class Data:
             scripts; None: the data say them.
     """
 
-    data_dir: str
+    data_dir: PathLike
     eval_split: str = "val"
     num_classes: int | None = None
     ignore_label: int | None = None
@@ -39,7 +43,8 @@ class Data:
             UsageError: it contradicts num_classes or ignore_label.
             RunError: there is none, or it is damaged.
         """
-        description = read_description(self.data_dir, self.num_classes, self.ignore_label)
+        data_dir = os.fspath(self.data_dir)
+        description = read_description(data_dir, self.num_classes, self.ignore_label)
         for name in ("num_classes", "ignore_label"):
             value = getattr(self, name)
             if value is not None and value != getattr(description, name):
@@ -181,6 +186,20 @@ class Reports:
 def say(text: str) -> None:
     """Words for people go to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UsageError if the value of a flag or argument is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"--{name}={value} is not one of {', '.join(choices)}")
+
+
+def check_positive(values: Any, *names: str) -> None:
+    """Raises UsageError if one of these fields is not above 0."""
+    for name in names:
+        value = getattr(values, name)
+        if not 0 < value < math.inf:
+            raise UsageError(f"--{name}={value} must be above 0")
 
 
 def check_training_data(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from auto_deeplab.modes.data import say
+from auto_deeplab.modes.data import PathLike, say
 from auto_deeplab.report import figures
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import find_checkpoint
@@ -16,7 +16,7 @@ from official import checkpoints
 from official.training_loop import read_history
 
 
-def decode(model_dir: str, *, checkpoint: str | None = None) -> Genotype:
+def decode(model_dir: PathLike, *, checkpoint: PathLike | None = None) -> Genotype:
     """Decodes alpha and beta (paper, Sec. 4.3) and writes what they stand for into model_dir.
 
     Args:
@@ -27,6 +27,8 @@ def decode(model_dir: str, *, checkpoint: str | None = None) -> Genotype:
         UsageError: model_dir holds no search.
         RunError: it has no checkpoint, or that is damaged.
     """
+    model_dir = os.fspath(model_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
     record = run_record.read(model_dir, "search")
     architecture = make_architecture(record["identity"])
     path = find_checkpoint(model_dir, checkpoint)

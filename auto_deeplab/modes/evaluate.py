@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auto_deeplab.modes.data import Data, Devices, say
+from auto_deeplab.modes.data import Data, Devices, PathLike, say
 from auto_deeplab.modes.model_dir import (
     as_logits,
     check_classes,
@@ -38,14 +38,14 @@ class Views:
 
 
 def evaluate(
-    model_dir: str,
+    model_dir: PathLike,
     data: Data,
     *,
     views: Views = Views(),
     max_eval_images: int | None = None,
-    output: str | None = None,
+    output: PathLike | None = None,
     devices: Devices = Devices(),
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
 ) -> dict[str, Any]:
     """Evaluates on data.eval_split; writes metrics and confusion matrix.
 
@@ -64,6 +64,9 @@ def evaluate(
     Raises:
         UsageError, RunError: something is missing, damaged or of another kind.
     """
+    model_dir = os.fspath(model_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
+    output = os.fspath(output) if output else None
     if output and os.path.isdir(output):
         raise UsageError(f"--output={output} is a directory: give a file")
     record = read_training(model_dir, data.num_classes)
@@ -85,7 +88,7 @@ def evaluate(
     say(format_class_table(metrics))
     name = name_evaluation(
         split=data.eval_split,
-        other_data=None if is_trained_on(record, description) else data.data_dir,
+        other_data=None if is_trained_on(record, description) else description.data_dir,
         max_images=max_eval_images if (max_eval_images or math.inf) < num_images else None,
         step=step if checkpoint else None,
         views=views,

@@ -3,20 +3,20 @@
 import os
 from pathlib import Path
 
-from auto_deeplab.modes.data import Devices, say
+from auto_deeplab.modes.data import Devices, PathLike, say
 from auto_deeplab.modes.model_dir import choose_scale, load_network, read_training
 from official.export import export as write_saved_model
 
 
 def export(
-    model_dir: str,
+    model_dir: PathLike,
     *,
-    export_dir: str | None = None,
+    export_dir: PathLike | None = None,
     export_probabilities: bool = False,
     predict_scale: float | None = None,
     num_classes: int | None = None,
     devices: Devices = Devices(),
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
 ) -> Path:
     """Writes export_dir/1, 2, ...
 
@@ -25,7 +25,7 @@ def export(
         export_dir: None: model_dir/export.
         export_probabilities: whether it answers probabilities beside labels.
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
-        num_classes: what the user believes of the network; None: nothing.
+        num_classes: the number of classes that is expected; another one is an error.
         devices: where the graph is made.
         checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
 
@@ -35,6 +35,8 @@ def export(
     Raises:
         UsageError, RunError: something is missing, damaged or of another kind.
     """
+    model_dir = os.fspath(model_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
     strategy, record = devices.start("export"), read_training(model_dir, num_classes)
     sizes = choose_scale(record, model_dir, predict_scale)
     network, _, _ = load_network(model_dir, checkpoint, strategy)

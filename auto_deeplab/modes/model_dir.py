@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from auto_deeplab.modes.data import say
+from auto_deeplab.modes.data import PathLike, say
 from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
@@ -25,10 +25,10 @@ from official.sizes import OWN_SIZE, Sizes
 
 
 def make_identity(names: Sequence[str], *groups: Any, **values: Any) -> Record:
-    """What makes a run what it is; see run_record.check.
+    """The values that must be equal for a run to go on, by their flags' names.
 
     Args:
-        names: of the flags.
+        names: which ones, as run_record.check needs them.
         groups: dataclasses whose fields have flags' names.
         values: further ones.
     """
@@ -141,14 +141,16 @@ def add_loss_scale(
     return optimizers.with_loss_scale(optimizer) if precision == "float16" else optimizer
 
 
-def load_genotype(name: str) -> Genotype:
-    """The preset or file of that name, as --genotype gives it.
+def load_genotype(genotype: Genotype | PathLike) -> Genotype:
+    """The preset or file of that name, as --genotype gives it; a Genotype is one already.
 
     Raises:
         UsageError: there is none, or it is no architecture.
     """
+    if isinstance(genotype, Genotype):
+        return genotype
     try:
-        return genotypes.load(name)
+        return genotypes.load(genotype)
     except ValueError as error:
         raise UsageError(f"--genotype: {error}") from None
 
@@ -158,7 +160,7 @@ def read_training(model_dir: str, num_classes: int | None = None) -> Record:
 
     Args:
         model_dir: the training's.
-        num_classes: what the user believes, or None.
+        num_classes: the number of classes that is expected, or None.
 
     Raises:
         UsageError: there is no training, or its network has another number of classes.

@@ -1,9 +1,10 @@
 """--mode=predict: segments pictures, or the images of a split."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from auto_deeplab.modes.data import Data, Devices, say
+from auto_deeplab.modes.data import Data, Devices, PathLike, say
 from auto_deeplab.modes.evaluate import Views
 from auto_deeplab.modes.model_dir import (
     as_logits,
@@ -20,26 +21,26 @@ from official.submission import Submission, make_submission
 
 
 def predict(
-    model_dir: str,
-    output_dir: str,
+    model_dir: PathLike,
+    output_dir: PathLike,
     *,
-    pictures: str | None = None,
+    input: PathLike | None = None,
     data: Data | None = None,
     num_classes: int | None = None,
     views: Views = Views(),
     predict_scale: float | None = None,
     submission: str | None = None,
     devices: Devices = Devices(),
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
 ) -> list[Path]:
     """Writes label maps and overlays, or a benchmark's submission.
 
     Args:
         model_dir: of a training.
         output_dir: for the answers.
-        pictures: a file, a folder or a glob pattern.
-        data: without `pictures`, the images of its eval_split are segmented.
-        num_classes: what the user believes of the network; None: nothing.
+        input: pictures: a file, a folder or a glob pattern.
+        data: without `input`, the images of its eval_split are segmented.
+        num_classes: the number of classes that is expected; another one is an error.
         views: how each image is looked at.
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
         submission: one of official.submission.FORMS; None: label maps and overlays.
@@ -52,7 +53,10 @@ def predict(
     Raises:
         UsageError, RunError: something is missing, damaged or of another kind.
     """
-    if pictures is None and data is None:
+    model_dir = os.fspath(model_dir)
+    output_dir = os.fspath(output_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
+    if input is None and data is None:
         raise UsageError(
             "--mode=predict needs --input (pictures) or --data_dir (the images of its split "
             "--eval_split)"
@@ -60,7 +64,7 @@ def predict(
     strategy, record = devices.start("predict"), read_training(model_dir, num_classes)
     class_names, palette = record["class_names"], record["palette"]
     description = None
-    if data and not pictures:
+    if data and not input:
         description = data.read()
         check_classes(record, model_dir, description)
         class_names, palette = description.class_names, description.palette
@@ -70,8 +74,8 @@ def predict(
     if description:
         found = open_split(description, split)
     else:
-        assert pictures  # so was checked
-        found = open_pictures(pictures, output_dir)
+        assert input  # so was checked
+        found = open_pictures(os.fspath(input), output_dir)
     network, _, _ = load_network(model_dir, checkpoint, strategy)
     done = prediction.predict(
         as_logits(network),

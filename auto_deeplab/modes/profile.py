@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from auto_deeplab.budget import cost_table, expected_cost
-from auto_deeplab.modes.data import Devices, say
+from auto_deeplab.budget import cost_table as cost_tables
+from auto_deeplab.budget import expected_cost
+from auto_deeplab.modes.data import Devices, PathLike, check_choice, say
 from auto_deeplab.modes.model_dir import list_defaults, load_genotype, read_training
 from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import make_network
+from auto_deeplab.space.genotype import Genotype
 from official import model_cost
 from official.errors import UsageError
 
 
 def profile(
-    genotype: str | None = None,
-    model_dir: str | None = None,
+    genotype: Genotype | PathLike | None = None,
+    model_dir: PathLike | None = None,
     *,
     network: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
@@ -27,10 +29,10 @@ def profile(
     """Prints parameters and multiply-adds per part as a table.
 
     Args:
-        genotype: a preset's name or a file; may be None if model_dir is given.
+        genotype: what to count, a preset's name or a file; may be None if model_dir is given.
         model_dir: of a training, whose network is counted.
-        network: of run_record.NETWORK_SHAPE what is given. With model_dir, it must be the network's
-            own; without, the others have their defaults.
+        network: the widths that are given, by name: filter_multiplier, stem_filters, head_filters.
+            With model_dir, they must be the network's own; without, the others have their defaults.
         num_classes: likewise; default 19.
         crop_size: height and width of the image.
 
@@ -41,6 +43,7 @@ def profile(
         UsageError, RunError: something is missing, damaged or of another kind.
     """
     given = dict(network or {})
+    model_dir = os.fspath(model_dir) if model_dir else None
     if model_dir:
         record = read_training(model_dir, num_classes)
         architecture = run_record.read_genotype(model_dir)
@@ -77,35 +80,42 @@ class Pieces:
 
 
 def measure_costs(
-    path: str, pieces: Pieces, *, num_layers: int, metric: str, devices: Devices = Devices()
+    cost_table: PathLike,
+    pieces: Pieces,
+    *,
+    num_layers: int,
+    cost_metric: str,
+    devices: Devices = Devices(),
 ) -> dict[str, Any]:
     """Measures what the pieces of all networks of a search space cost, and writes a cost table.
 
     Args:
-        path: of the JSON file, --cost_table.
+        cost_table: the path of the JSON file.
         pieces: what is measured.
         num_layers: L, for the bounds.
-        metric: a key of cost_table.UNITS.
+        cost_metric: a key of cost_table.UNITS.
         devices: where it is measured.
 
     Returns:
         what was measured, and the bounds of what networks cost, as plain data.
 
     Raises:
-        UsageError: the path is a directory's.
+        UsageError: the path is a directory's, or there is no such metric.
         RunError: the file cannot be written.
     """
+    check_choice("cost_metric", cost_metric, tuple(cost_tables.UNITS))
+    path = os.fspath(cost_table)
     if os.path.isdir(path):
         raise UsageError(f"--cost_table={path} is a directory: give a file")
     devices.start("profile")
     began = time.monotonic()
-    table = cost_table.measure(vars(pieces), metric)
+    table = cost_tables.measure(vars(pieces), cost_metric)
     table.save(path)
     cheapest, dearest = expected_cost.compute_bounds(table, pieces.operations, num_layers)
     return {
         "cost_table": path,
         "metric": table.metric,
-        "unit": cost_table.UNITS[table.metric],
+        "unit": cost_tables.UNITS[table.metric],
         "pieces": len(table.pieces),
         "seconds": round(time.monotonic() - began, 1),
         "num_layers": num_layers,

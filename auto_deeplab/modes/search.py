@@ -1,7 +1,8 @@
 """--mode=search: weights alone first, then weights and architecture in turn (paper, Sec. 4.2)."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,10 @@ from auto_deeplab.modes.data import (
     Compilation,
     Data,
     Devices,
+    PathLike,
     Reports,
+    check_choice,
+    check_positive,
     check_training_data,
     make_validation,
     say,
@@ -33,10 +37,11 @@ from auto_deeplab.report import summary
 from auto_deeplab.runs import run_record
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.bilevel import CostTerm, Search
+from auto_deeplab.search.execution import RECOMPUTE
 from auto_deeplab.search.supernet import SuperNet
-from auto_deeplab.search.trellis import default_stem_filters
+from auto_deeplab.search.trellis import STEM_STRIDES, default_stem_filters
+from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
-from auto_deeplab.space.search_space import OPERATIONS
 from official import distribution, input_pipeline, optimizers, schedules
 from official.errors import UsageError
 from official.records import Description
@@ -56,12 +61,24 @@ class SearchSpace:
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
     """
 
-    operations: tuple[str, ...] = OPERATIONS
+    operations: tuple[str, ...] = search_space.OPERATIONS
     num_layers: int = 12
     num_blocks: int = 5
     filter_multiplier: int = 8
     stem_filters: tuple[int, ...] | None = None
     alpha_sharing: str = "global"
+
+    def check(self) -> None:
+        """Raises UsageError if that is no search space."""
+        try:
+            search_space.validate_operations(self.operations)
+        except ValueError as error:
+            raise UsageError(f"--operations: {error}") from None
+        check_choice("alpha_sharing", self.alpha_sharing, search_space.ALPHA_SHARING)
+        if self.stem_filters is not None and len(self.stem_filters) not in STEM_STRIDES:
+            raise UsageError(
+                f"--stem_filters={','.join(map(str, self.stem_filters))}: give two or three numbers"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,8 @@ class SearchSchedule:
     second_order: bool = False
 
     def check(self) -> None:
-        """Raises UsageError if nothing would be searched, or the rate would rise."""
+        """Raises UsageError if nothing would be searched, or a rate is 0 or would rise."""
+        check_positive(self, "learning_rate", "arch_learning_rate")
         if self.alpha_start_epoch >= self.epochs:
             raise UsageError(
                 f"--alpha_start_epoch={self.alpha_start_epoch} is not below "
@@ -149,7 +167,7 @@ class CostLimit:
             )
         return table
 
-    def term(self, table: CostTable | None, space: SearchSpace) -> CostTerm | None:
+    def make_term(self, table: CostTable | None, space: SearchSpace) -> CostTerm | None:
         """What is added to the architecture's loss, made from the answer of `load`."""
         if table is None:
             return None
@@ -160,7 +178,7 @@ class CostLimit:
 
 
 def search(
-    model_dir: str,
+    model_dir: PathLike,
     data: Data,
     batches: Batches,
     *,
@@ -173,8 +191,9 @@ def search(
     recompute: str = "cell",
     reports: Reports = Reports(),
     seed: int = 0,
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
     flagfile: str | None = None,
+    command: Sequence[str] = summary.COMMAND,
 ) -> Genotype | None:
     """Searches an architecture, or goes on with the search that model_dir holds.
 
@@ -190,6 +209,7 @@ def search(
         seed: of everything random.
         checkpoint: one of this run's, from which it goes on; None: the newest.
         flagfile: the content of flags.cfg, with which the command line resumes the run.
+        command: with which the command line begins, for the one that is proposed at the end.
 
     Returns:
         what was found; None on workers that are not the chief.
@@ -199,12 +219,18 @@ def search(
         RunError: the data cannot be read, a file not be written, or a loss is not finite.
         SystemExit: SIGINT or SIGTERM came; the state is saved.
     """
+    model_dir = os.fspath(model_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
     began = time.monotonic()
+    space.check()
     schedule.check()
+    check_choice("recompute", recompute, RECOMPUTE)
     if space.stem_filters is None:
         default = default_stem_filters(space.num_blocks, space.filter_multiplier)
         filters = run_record.recall(model_dir, "stem_filters", default)
         space = replace(space, stem_filters=tuple(filters))
+        if flagfile is not None:  # so that it stays what it is, whatever the default will be
+            flagfile += f"--stem_filters={','.join(map(str, filters))}\n"
     table = cost_limit.load(space)
     identity = make_identity(
         *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),
@@ -249,7 +275,7 @@ def search(
             ignore_label=description.ignore_label,
             strategy=strategy,
             class_weights=class_weights,
-            cost_term=cost_limit.term(table, space),
+            cost_term=cost_limit.make_term(table, space),
             second_order=schedule.second_order,
             jit_compile=compilation.jit_compile,
         )
@@ -291,7 +317,7 @@ def search(
     rows = run(
         "search",
         searching.steps,
-        bilevel.batches(stream_a, stream_b, start_step, first_search_step),
+        bilevel.pair_batches(stream_a, stream_b, start_step, first_search_step),
         report,
         model_dir=model_dir,
         start_step=start_step,
@@ -302,7 +328,7 @@ def search(
         save_every=reports.save_every or report_every,
         report_every=report_every,
         steps_per_loop=compilation.steps_per_loop,
-        passes=bilevel.passes(first_search_step, schedule.second_order),
+        passes=bilevel.count_passes(first_search_step, schedule.second_order),
         writes=is_chief,
     )
     if not is_chief:
@@ -316,9 +342,10 @@ def search(
             learning_rate=schedule.arch_learning_rate,
             updates=total_steps - first_search_step,
             model_dir=model_dir,
-            data_dir=data.data_dir,
+            data_dir=description.data_dir,
             crop_size=batches.crop_size,
             resize_factor=description.options.get("resize_factor", 1.0),
+            command=command,
         )
     )
     return genotype

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from auto_deeplab.modes.data import (
     Compilation,
     Data,
     Devices,
+    PathLike,
     Reports,
+    check_positive,
     check_training_data,
     make_validation,
     say,
@@ -77,6 +79,12 @@ class TrainSchedule:
     ema_decay: float = 0.0
     init_checkpoint: str | None = None
 
+    def check(self) -> None:
+        """Raises UsageError if a rate is 0, or averages would never move."""
+        check_positive(self, "train_steps", "learning_rate", "last_layer_learning_rate_multiplier")
+        if not 0 <= self.ema_decay < 1:
+            raise UsageError(f"--ema_decay={self.ema_decay} must be from 0 on and below 1")
+
 
 @dataclass(frozen=True)
 class PixelWeights:
@@ -102,10 +110,10 @@ class PixelWeights:
 
 
 def train(
-    model_dir: str,
+    model_dir: PathLike,
     data: Data,
     batches: Batches,
-    genotype: str | None = None,
+    genotype: Genotype | PathLike | None = None,
     *,
     network: NetworkOptions = NetworkOptions(),
     schedule: TrainSchedule = TrainSchedule(),
@@ -114,30 +122,35 @@ def train(
     compilation: Compilation = Compilation(),
     reports: Reports = Reports(),
     seed: int = 0,
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
     flagfile: str | None = None,
+    command: Sequence[str] = summary.COMMAND,
 ) -> None:
     """Trains a network, or goes on with the training that model_dir holds.
 
     Args:
         model_dir: everything is written there; need not exist.
         data, batches: what is trained on.
-        genotype: a preset's name or a file; may be None if model_dir holds the run already.
+        genotype: what to train, a preset's name or a file; None if model_dir holds the run already.
         network, schedule, pixel_weights: what is trained, for how long, and by which loss.
         devices, compilation: where and how the steps run.
         reports: without eval_every there are 20.
         seed: of everything random.
         checkpoint: one of this run's, from which it goes on; None: the newest.
         flagfile: the content of flags.cfg, with which the command line resumes the run.
+        command: with which the command line begins, for the one that is proposed at the end.
 
     Raises:
         UsageError: the arguments contradict each other, the data, the devices or model_dir.
         RunError: the data cannot be read, a file not be written, or a loss is not finite.
         SystemExit: SIGINT or SIGTERM came; the state is saved.
     """
+    model_dir = os.fspath(model_dir)
+    checkpoint = os.fspath(checkpoint) if checkpoint else None
     began = time.monotonic()
     architecture = choose_genotype(model_dir, genotype)
     check_batch_norm(network, schedule, batches.batch_size)
+    schedule.check()
     pixel_weights.check()
     identity = {
         "genotype": run_record.describe_architecture(architecture),
@@ -225,11 +238,18 @@ def train(
     if is_chief:
         figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))
         say(f"trained: {store.latest()}")
-        places = {"model_dir": model_dir, "data_dir": data.data_dir}
-        say(summary.summarize_training(rows, seconds=time.monotonic() - began, **places))
+        say(
+            summary.summarize_training(
+                rows,
+                seconds=time.monotonic() - began,
+                model_dir=model_dir,
+                data_dir=description.data_dir,
+                command=command,
+            )
+        )
 
 
-def choose_genotype(model_dir: str, genotype: str | None) -> Genotype:
+def choose_genotype(model_dir: str, genotype: Genotype | PathLike | None) -> Genotype:
     """The architecture to train; a run that goes on has its own copy.
 
     Raises:

@@ -74,7 +74,7 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
     route = list(enumerate((0, *genotype.path)))
     path_edges = set(pairwise(route))
     if beta is not None:
-        for layer, source, level in decoding.strongest_edges(beta):
+        for layer, source, level in decoding.find_strongest_edges(beta):
             edge = (layer - 1, source), (layer, level)
             if edge not in path_edges:
                 _draw_edge(axes, *edge, colour=GREY, width=1.3, style=DASHES)

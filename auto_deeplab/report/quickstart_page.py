@@ -231,7 +231,7 @@ def _show_scenes(made: Path) -> list[str]:
         images.append(page.picture(_enlarge_to_png(image), "a street scene"))
         large, under = _enlarge(image), _enlarge(labels, Image.Resampling.NEAREST)
         overlays.append(
-            page.picture(_encode_png(draw_overlay(large, under, palette)), "its labels")
+            page.picture(_encode_small_png(draw_overlay(large, under, palette)), "its labels")
         )
     return [page.row(images), page.row(overlays)]
 
@@ -271,11 +271,11 @@ def _read_truth(path: Path) -> np.ndarray:
 def _paint_labels(labels: np.ndarray) -> bytes:
     colours = np.full((256, 3), VOID, np.uint8)
     colours[: len(CITYSCAPES_PALETTE)] = CITYSCAPES_PALETTE
-    return _encode_png(colours[_enlarge(labels, Image.Resampling.NEAREST)])
+    return _encode_small_png(colours[_enlarge(labels, Image.Resampling.NEAREST)])
 
 
 def _enlarge_to_png(image: np.ndarray) -> bytes:
-    return _encode_png(_enlarge(image))
+    return _encode_small_png(_enlarge(image))
 
 
 def _enlarge(pixels: np.ndarray, method: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
@@ -285,7 +285,7 @@ def _enlarge(pixels: np.ndarray, method: Image.Resampling = Image.Resampling.BIC
     return np.asarray(Image.fromarray(pixels).resize((scale * width, scale * height), method))
 
 
-def _encode_png(image: np.ndarray) -> bytes:
+def _encode_small_png(image: np.ndarray) -> bytes:
     """A PNG of 256 colours: a third of the size, and nobody sees it in such a picture."""
     stream = io.BytesIO()
     Image.fromarray(image).quantize(256).save(stream, "png", optimize=True)

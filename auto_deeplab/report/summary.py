@@ -3,7 +3,6 @@
 import math
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from auto_deeplab.space.genotype import Genotype
 from official.progress import format_duration
+
+COMMAND = ("python", "auto_deeplab/train.py")
 
 CLEARLY = 1.5
 """An architecture is called close to random while the spread of its logits is below CLEARLY times
@@ -29,6 +30,7 @@ def summarize_search(
     data_dir: str,
     crop_size: Sequence[int],
     resize_factor: float = 1.0,
+    command: Sequence[str] = COMMAND,
 ) -> str:
     """Says the best and last mIoU, how decided alpha and beta are, and what to run next.
 
@@ -42,6 +44,7 @@ def summarize_search(
         updates: how many of them were made.
         model_dir, data_dir, crop_size: of the search, for the command that comes next.
         resize_factor: of the data.
+        command: as which train.py was called.
     """
     alpha, beta = (np.asarray(genotype.meta[name]) for name in ("alpha", "beta"))
     edges, nodes = alpha.reshape(-1, alpha.shape[-1]), _rows_of_beta(beta)
@@ -53,6 +56,7 @@ def summarize_search(
         *_warn_of_chance({"alpha": edges, "beta": nodes}, learning_rate, updates),
         "next, train what was found: "
         + _next_command(
+            command,
             *("--mode=train", "--flagfile=train_small.cfg"),
             f"--genotype={os.path.join(model_dir, 'genotype.json')}",
             *(f"--data_dir={data_dir}", f"--model_dir={model_dir.rstrip('/')}_train"),
@@ -68,7 +72,12 @@ def summarize_search(
 
 
 def summarize_training(
-    rows: Sequence[Mapping[str, Any]], *, seconds: float, model_dir: str, data_dir: str
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    seconds: float,
+    model_dir: str,
+    data_dir: str,
+    command: Sequence[str] = COMMAND,
 ) -> str:
     """Says the time, the best and last mIoU, and the command that evaluates.
 
@@ -76,12 +85,13 @@ def summarize_training(
         rows: of history.jsonl.
         seconds: what this part of the training took.
         model_dir, data_dir: of the training.
+        command: as which train.py was called.
     """
     flags = ("--mode=eval", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     lines = [
         f"train: done in {format_duration(seconds)}",
         *_describe_miou(rows, "val mIoU"),
-        f"next, all images and all classes: {_next_command(*flags)}",
+        f"next, all images and all classes: {_next_command(command, *flags)}",
     ]
     return "\n".join(lines)
 
@@ -153,6 +163,6 @@ def _describe_miou(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
     return [f"{what}: last {last[0]:.3f} at step {last[1]}, best {best[0]:.3f} at step {best[1]}"]
 
 
-def _next_command(*flags: str) -> str:
-    """The command as it was typed, with other flags; to copy."""
-    return shlex.join(["python", sys.argv[0], *flags])
+def _next_command(command: Sequence[str], *flags: str) -> str:
+    """The command with other flags; to copy."""
+    return shlex.join([*command, *flags])

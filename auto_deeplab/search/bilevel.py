@@ -225,7 +225,7 @@ class Search:
         return forward
 
 
-def batches(
+def pair_batches(
     stream_a: Iterator[Batch], stream_b: Iterator[Batch], start_step: int, first_search_step: int
 ) -> Iterator[tuple[Batch, ...]]:
     """What each step takes, from `start_step` on: a batch of trainA and, later, one of trainB.
@@ -241,7 +241,7 @@ def batches(
         step += 1
 
 
-def passes(first_search_step: int, second_order: bool) -> Callable[[int], int]:
+def count_passes(first_search_step: int, second_order: bool) -> Callable[[int], int]:
     """A function that tells how many forward and backward passes a step makes.
 
     It takes the number of the step, from 0. One pass is the weights', one the architecture's, which

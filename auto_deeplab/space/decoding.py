@@ -133,7 +133,7 @@ def decode_path(beta: Array) -> tuple[int, ...]:
     return tuple(path[1:])
 
 
-def strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
+def find_strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
     """The most probable edge out of every node, as (layer, source level at layer - 1, level)."""
     beta = _check_beta(beta)
     edges = []

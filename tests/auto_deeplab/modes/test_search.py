@@ -28,7 +28,7 @@ def test_what_a_search_asks_of_its_table(tmp_path, capsys):
         cost_limit = CostLimit(**(limit | given))
         capsys.readouterr()
         found = cost_limit.load(space)
-        return found, cost_limit.term(found, space), capsys.readouterr().err
+        return found, cost_limit.make_term(found, space), capsys.readouterr().err
 
     found, term, said = checked()
     assert found == table and not said

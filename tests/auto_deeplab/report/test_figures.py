@@ -61,7 +61,7 @@ def test_network_shows_every_node_and_the_path(drawn, num_layers, num_nodes):
         (layer, source, level)
         for layer, (source, level) in enumerate(itertools.pairwise((0, *made.path)), start=1)
     }
-    assert len(dashed) == len(set(decoding.strongest_edges(beta)) - steps)
+    assert len(dashed) == len(set(decoding.find_strongest_edges(beta)) - steps)
     # The path, the stem's own edge, the image before it and the ASPP behind it.
     assert len(arrows) - len(dashed) == num_layers + 3
     check_that_texts_can_be_read(drawn[0])

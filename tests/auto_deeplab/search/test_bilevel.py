@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab.search.architecture import Architecture
-from auto_deeplab.search.bilevel import Search, batches, decode, report
+from auto_deeplab.search.bilevel import Search, decode, pair_batches, report
 from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import search_space
 from official import distribution, optimizers
@@ -543,7 +543,7 @@ def test_xla_equals_the_plain_step():
 def test_batches_start_to_come_in_pairs():
     def taken(start_step, first_search_step):
         streams = itertools.count(100), itertools.count(200)
-        return list(itertools.islice(batches(*streams, start_step, first_search_step), 4))
+        return list(itertools.islice(pair_batches(*streams, start_step, first_search_step), 4))
 
     assert taken(0, 2) == [(100,), (101,), (102, 200), (103, 201)]
     assert taken(1, 2) == [(100,), (101, 200), (102, 201), (103, 202)]

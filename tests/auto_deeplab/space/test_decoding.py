@@ -205,9 +205,9 @@ def test_strongest_edges():
     beta[0, 0] = [0, 0.3, 0.7]
     beta[1, 0] = [0, 0.5, 0.5]  # a tie: the lower index
     beta[1, 1] = [0.2, 0.3, 0.5]
-    assert decoding.strongest_edges(beta) == [(1, 0, 1), (2, 0, 0), (2, 1, 2)]
+    assert decoding.find_strongest_edges(beta) == [(1, 0, 1), (2, 0, 0), (2, 1, 2)]
     # One edge for every node that has successors: the stem and the 45 - 4 nodes of layers 1..11.
-    assert len(decoding.strongest_edges(random_beta(np.random.default_rng(6), 12))) == 1 + 41
+    assert len(decoding.find_strongest_edges(random_beta(np.random.default_rng(6), 12))) == 1 + 41
 
 
 @pytest.mark.parametrize(

@@ -515,7 +515,6 @@ LOOKS_AT_SEARCH = {
     "eval_every": check_loop,
     "save_every": check_loop,
     "max_eval_images": check_evaluation,
-    "checkpoint": lambda built: None,  # see test_a_search_goes_on_from_the_checkpoint_it_is_told
     "distribution_strategy": check_device("distribution_strategy", "mirrored"),
     "precision": check_precision,
     "sync_batch_norm": check_sync,
@@ -577,6 +576,43 @@ def test_the_default_stem_is_of_the_searchs_own_widths(root, searching):
     # B F / 2 and B F for B = 2, F = 3.
     assert shapes["stem/conv0.kernel"] == (3, 3, 3, 3)
     assert shapes["stem/conv1.kernel"] == (3, 3, 3, 6)
+
+
+def test_what_is_decided_without_flags(root, searching, training):
+    """Augmentation is on; a search reports after every epoch, a training twenty times."""
+    scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+    plain = ("random_", "eval_every", "save_every", "cache_data", "resize_longer_side")
+    for name, built, mode, learner, every in (
+        ("search", searching, search, "Search", EPOCH_STEPS),
+        ("train", training, train, "Retrain", 40 // 20),
+    ):
+        flags = [
+            flag for flag in built.flags if not flag.startswith(tuple(f"--{x}" for x in plain))
+        ]
+        flags += ["--train_steps=40"] if name == "train" else []
+        again = build(root, name, mode, learner, [*flags, f"--model_dir={root / name}_plain"])
+        for stream in again.streams:
+            assert stream["flip"] is True and stream["random_crop"] is True
+            assert stream["scales"] == scales and stream["cache"] is False
+            assert stream["resize_longer_side"] is None
+        assert again.loop["report_every"] == again.loop["save_every"] == every
+
+
+@pytest.mark.parametrize("name", ["search", "train"])
+def test_what_a_report_says(searching, training, name):
+    """The rate is that of the last step that was made."""
+    built, rate = {
+        "search": (searching, rate_of_search),
+        "train": (training, rate_of_training),
+    }[name]
+    for done in (1, EPOCH_STEPS + 1):
+        row = built.loop["arguments"][3](done)
+        assert row["learning_rate"] == pytest.approx(rate(done - 1), rel=1e-6)
+        both = name == "search" and done > EPOCH_STEPS
+        assert row["phase"] == (
+            "weights and architecture" if both else {"search": "weights"}.get(name, name)
+        )
+        assert row["val_images"] == 2
 
 
 def test_what_a_search_says_and_writes_at_its_end(root, searching):
@@ -694,7 +730,7 @@ def check_sync_of_network(built):
 
 
 def check_start(built):
-    """The first weights are those of the other training; so are the averages."""
+    """The first weights are those of the other training; those of the averages too."""
     other = Network(
         GENOTYPE, num_classes=CLASSES, filter_multiplier=3, stem_filters=(4, 6, 8), head_filters=7
     )
@@ -703,10 +739,13 @@ def check_start(built):
     for path, value in values(other.variables).items():
         np.testing.assert_array_equal(built.initial[path], value, err_msg=path)
     assert values(other.variables).keys() == built.initial.keys()
+    averaged = built.learner.averaged.cells[0].first.kernel
+    np.testing.assert_array_equal(averaged, other.cells[0].first.kernel)
 
 
 def check_stream_of_training(built):
     (stream,) = built.streams
+    assert built.learner.options["seed"] == 3  # of dropout and drop path
     assert (stream["seed"], stream.get("stream", 0), stream.get("records")) == (3, 0, None)
     seen = {number for (batch,) in batches_of(built, 6) for number in red(batch)}
     assert seen < set(range(NUM_MINE)) and len(seen) == 12  # no example comes twice in an epoch
@@ -752,7 +791,6 @@ LOOKS_AT_TRAIN = {name: look for name, look in LOOKS_AT_SEARCH.items() if "train
     "ema_decay": check_option("ema_decay", 0.75),
     "last_layer_learning_rate_multiplier": check_training_updates,
 }
-LOOKS_AT_TRAIN["random_seed"] = check_option("seed", 3)
 
 
 @each(LOOKS_AT_TRAIN)
@@ -1033,7 +1071,7 @@ def test_every_flag_of_search_and_train_has_a_value_and_a_look():
         ("train", TRAIN, LOOKS_AT_TRAIN),
     ):
         own = {name for name, modes in USED.items() if mode in modes}
-        assert set(looks) - {"random_seed"} == own
+        assert set(looks) == own - {"checkpoint"}  # which has tests of its own
         elsewhere = {"mode", "model_dir", "checkpoint", "cost_table", "genotype", "init_checkpoint"}
         assert set(values_of) | (elsewhere & own) == own
 

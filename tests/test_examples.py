@@ -24,7 +24,7 @@ def test_search_in_one_page(tmp_path, capsys):
     spec.loader.exec_module(page)
     size = {"num_layers": 2, "num_blocks": 2, "operations": ("sep_conv_3x3", "skip_connect")}
     page.SIZE.update(size)
-    page.main(str(tmp_path / "data"), crop=33, search_steps=3, train_steps=2)
+    page.main(str(tmp_path / "data"), crops=(33, 41), steps=(3, 2))
     said = capsys.readouterr().out
     # Alpha and beta move from step 3 // 3 = 1 on; reports come every ten steps.
     assert "search 0: {'loss_w': " in said and "loss_arch" not in said

@@ -77,6 +77,13 @@ class Batches:
     random_flip: bool = True
     cache_data: bool = False
 
+    def check(self) -> None:
+        """Raises UsageError if a number is not above 0, or the crop has not two sides."""
+        if not isinstance(self.crop_size, Sequence) or len(self.crop_size) != 2:
+            raise UsageError(f"--crop_size={self.crop_size}: give (height, width)")
+        for name in ("batch_size", "resize_longer_side"):
+            check_positive(self, name)
+
     def scales(self) -> tuple[float, ...]:
         """The factors among which each image's scale is drawn."""
         return RANDOM_SCALES if self.random_scale else (1.0,)
@@ -195,10 +202,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_positive(values: Any, *names: str) -> None:
-    """Raises UsageError if one of these fields is not above 0."""
+    """Raises UsageError if one of these fields is not above 0; None is no value."""
     for name in names:
         value = getattr(values, name)
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{name}={value} must be above 0")
 
 

@@ -385,9 +385,9 @@ _count(
 _list(
     "stem_filters",
     None,
-    "The channels of the stem's convolutions: in a search two (the paper's stem, by default of "
-    "B F / 2 and B F channels for --num_blocks=B and --filter_multiplier=F) or three, else three. "
-    "A search that goes on has those that it began with.",
+    "The channels of the stem's convolutions. A search takes two, the paper's stem (without the "
+    "flag B F / 2 and B F, for --num_blocks=B and --filter_multiplier=F), or three; a search that "
+    "goes on has those that it began with. The network that is trained has three.",
     partial(_numbers, int, range(2, 4), "two or three positive numbers"),
     "two or three numbers",
     "N,N[,N]",

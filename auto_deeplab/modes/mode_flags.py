@@ -81,7 +81,7 @@ def check_given(arguments: Sequence[Located], values: flags.FlagValues) -> None:
         )
     if mode in ("train", "profile") and len(values.stem_filters or range(3)) != 3:
         numbers = ",".join(map(str, values.stem_filters))
-        raise UsageError(f"--stem_filters={numbers}: --mode={mode} takes three positive numbers")
+        raise UsageError(f"--stem_filters={numbers}: --mode={mode} takes three numbers")
 
 
 def _check_profile(values: flags.FlagValues) -> None:

@@ -109,7 +109,9 @@ class SearchSchedule:
 
     def check(self) -> None:
         """Raises UsageError if nothing would be searched, or a rate is 0 or would rise."""
-        check_positive(self, "learning_rate", "arch_learning_rate")
+        check_positive(self, "learning_rate", "arch_learning_rate", "gradient_clip_norm")
+        if len(self.arch_betas) != 2 or not all(0 <= beta < 1 for beta in self.arch_betas):
+            raise UsageError(f"--arch_betas={self.arch_betas}: give two numbers from 0 on below 1")
         if self.alpha_start_epoch >= self.epochs:
             raise UsageError(
                 f"--alpha_start_epoch={self.alpha_start_epoch} is not below "
@@ -224,6 +226,7 @@ def search(
     began = time.monotonic()
     space.check()
     schedule.check()
+    batches.check()
     check_choice("recompute", recompute, RECOMPUTE)
     if space.stem_filters is None:
         default = default_stem_filters(space.num_blocks, space.filter_multiplier)

@@ -81,7 +81,8 @@ class TrainSchedule:
 
     def check(self) -> None:
         """Raises UsageError if a rate is 0, or averages would never move."""
-        check_positive(self, "train_steps", "learning_rate", "last_layer_learning_rate_multiplier")
+        check_positive(self, "train_steps", "learning_rate", "gradient_clip_norm")
+        check_positive(self, "last_layer_learning_rate_multiplier")
         if not 0 <= self.ema_decay < 1:
             raise UsageError(f"--ema_decay={self.ema_decay} must be from 0 on and below 1")
 
@@ -151,6 +152,7 @@ def train(
     architecture = choose_genotype(model_dir, genotype)
     check_batch_norm(network, schedule, batches.batch_size)
     schedule.check()
+    batches.check()
     pixel_weights.check()
     identity = {
         "genotype": run_record.describe_architecture(architecture),

@@ -275,6 +275,8 @@ class Network(keras.Model):
         # A fixed name, as checkpoints go by the variables' paths. No autocast: images and
         # `progress` stay float32 here, whatever precision the layers compute in.
         super().__init__(name="network", autocast=False)
+        if len(stem_filters) != 3:
+            raise ValueError(f"stem_filters is {stem_filters}: the stem has three convolutions")
         if not 0.0 < drop_path_keep_prob <= 1.0:
             raise ValueError(f"drop_path_keep_prob is {drop_path_keep_prob}: it must be in (0, 1]")
         for name, values in (("class_names", class_names), ("palette", palette)):

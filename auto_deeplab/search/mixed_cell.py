@@ -312,6 +312,7 @@ def mixed_edges(
         y = tf.concat([tf.reshape(y, state_as_columns) for y in plain], -1)
         y = conv2d(y, tf.cast(scale["mix"], h.dtype))
         terms.append(tf.reshape(y, as_channels))
+    # Eq. 2: the sum over the operations, which alpha has scaled already.
     return tf.reshape(tf.add_n(terms), make_shape(-1, height, width, cells, wide))
 
 

@@ -23,9 +23,9 @@ Tensors = dict[str, tf.Tensor]
 class PackedWeights(keras.layers.Layer):
     """The weights of one layer, packed; `read` gives each by its own name.
 
-    Names end in what a weight is. Depthwise kernels of one size are one variable, and so are all
-    pointwise kernels; any other kernel is a variable by itself. Vectors whose names end in the same
-    word after the last dot are one variable: all gammas, all betas, all biases.
+    A name is PLACE.kernel, PLACE.gamma, PLACE.beta or PLACE.bias. Depthwise kernels of one size are
+    one variable, and so are all pointwise kernels; any other kernel is a variable by itself. All
+    gammas are one variable, all betas, and all biases.
 
     Args:
         name: of the layer that computes with them, under which its variables' paths are.

@@ -96,7 +96,7 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--crop_size=0"], ["--crop_size=0", "height,width"]),
         (["--mode=train", "--crop_size=33,x"], ["--crop_size=33,x", "height,width"]),
         (["--mode=train", "--crop_size=1,2,3"], ["--crop_size=1,2,3", "height,width"]),
-        (["--mode=train", "--stem_filters=4,4"], ["--stem_filters=4,4", "three positive numbers"]),
+        (["--mode=train", "--stem_filters=4,4"], ["--stem_filters=4,4", "three numbers"]),
         (["--mode=search", "--stem_filters=4"], ["--stem_filters=4", "two or three positive"]),
         (["--mode=search", "--operations=conv"], ["--operations=conv", "sep_conv_3x3"]),
         (["--mode=search", "--operations=none"], ["--operations=none"]),

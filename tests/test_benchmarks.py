@@ -37,6 +37,7 @@ def run(name, *flags):
             {
                 *("PNG 1024 x 2048, crop 769", "PNG 512 x 1024, crop 321"),
                 *("JPEG 375 x 500, crop 513", "JPEG 1024 x 2048, crop 321"),
+                *("JPEG 300 x 400, crop 513", "JPEG 300 x 400 to 513, crop 513"),
             },
         ),
     ],

@@ -15,7 +15,7 @@ from tests.miniature import write_cityscapes
 
 STRANGE = """-a b, c=#d'e"f%s;g&h$i@2(j){k}!~l]é日"""
 PATTERN = "".join(PATTERN_CHARACTERS)
-NO_PATHS = {"dataset", "split", "train_split", "eval_split", "vary"}
+NO_PATHS = {"dataset", "split", "train_split", "eval_split", "vary", "stem_filters"}
 TRAIN_PATHS = {
     *("data_dir", "model_dir", "output_dir", "input", "checkpoint", "init_checkpoint"),
     *("genotype", "cost_table", "export_dir"),

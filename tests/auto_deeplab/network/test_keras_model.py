@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from absl.testing import flagsaver
 
 import auto_deeplab
 from auto_deeplab.modes.flag_definitions import DEFAULTS
@@ -396,7 +397,10 @@ def test_build_takes_a_genotype_by_object_name_or_file(tmp_path):
 def test_what_is_not_said_is_as_on_the_command_line():
     arguments = inspect.signature(Network).parameters
     for name in (*run_record.NETWORK, "sync_batch_norm"):
-        usual = DEFAULTS["train"].get(name, flags.FLAGS[name].default)
+        with flagsaver.flagsaver():
+            if name in DEFAULTS["train"]:
+                flags.FLAGS.set_default(name, DEFAULTS["train"][name])
+            usual = flags.FLAGS[name].default
         usual = tuple(usual) if isinstance(usual, list) else usual
         assert arguments[name].default == usual, name
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from official.training_step import mean_loss, pixels_of_all_replicas
@@ -99,3 +100,17 @@ def assert_same_change(actual, wanted, before, tolerance):
         # Rounding is relative to the value, too.
         allowed = tolerance * np.linalg.norm(change) + 1e-6 * np.linalg.norm(wanted[path])
         assert np.linalg.norm(error) <= allowed, path
+
+
+def skip_without_convolutions(precision):
+    """Skips a test in float16 where TensorFlow hands oneDNN convolutions that it has not.
+
+    bfloat16 is never skipped: where it is missing, float32 is computed in.
+    """
+    if precision != "float16":
+        return
+    image, kernel = tf.ones([1, 9, 9, 3], precision), tf.ones([3, 3, 3, 4], precision)
+    try:
+        tf.nn.conv2d(image, kernel, 2, "SAME")
+    except tf.errors.AbortedError:
+        pytest.skip("oneDNN has no convolutions in float16 on this processor")

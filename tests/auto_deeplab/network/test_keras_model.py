@@ -22,7 +22,15 @@ from auto_deeplab.space.genotype import Genotype
 from official import distribution
 from official.segmentation_metrics import count_confusions, summarize
 from official.sizes import Sizes
-from tests.auto_deeplab.training import CLASSES, VOID, assert_same, loss_of, random_batch, values
+from tests.auto_deeplab.training import (
+    CLASSES,
+    VOID,
+    assert_same,
+    loss_of,
+    random_batch,
+    skip_without_convolutions,
+    values,
+)
 from tests.command import ROOT
 
 CELL = (
@@ -270,13 +278,7 @@ def test_fit_learns():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_fit_in_low_precision(precision):
-    if precision == "float16":
-        try:
-            tf.nn.conv2d(
-                tf.ones([1, 9, 9, 3], "float16"), tf.ones([3, 3, 3, 4], "float16"), 2, "SAME"
-            )
-        except tf.errors.AbortedError:
-            pytest.skip("oneDNN has no convolutions in float16 on this processor")
+    skip_without_convolutions(precision)
     distribution.set_precision(precision)
     try:
         network = compiled(build())

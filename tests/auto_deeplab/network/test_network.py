@@ -18,6 +18,7 @@ from auto_deeplab.space import genotype, search_space
 from auto_deeplab.space.genotype import Genotype
 from official import distribution
 from official.normalization import BatchNorm
+from tests.auto_deeplab.training import skip_without_convolutions
 
 CELL = (
     ((1, "atrous_conv_3x3"), (0, "sep_conv_3x3")),
@@ -343,6 +344,7 @@ def test_arguments_that_are_impossible():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_mixed_precision(small, precision):
+    skip_without_convolutions(precision)
     distribution.set_precision(precision)
     try:
         network = build()

@@ -81,8 +81,7 @@ class Batches:
         """Raises UsageError if a number is not above 0, or the crop has not two sides."""
         if not isinstance(self.crop_size, Sequence) or len(self.crop_size) != 2:
             raise UsageError(f"--crop_size={self.crop_size}: give (height, width)")
-        for name in ("batch_size", "resize_longer_side"):
-            check_positive(self, name)
+        check_positive(self, "batch_size", "resize_longer_side")
 
     def scales(self) -> tuple[float, ...]:
         """The factors among which each image's scale is drawn."""

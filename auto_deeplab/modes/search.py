@@ -232,8 +232,6 @@ def search(
         default = default_stem_filters(space.num_blocks, space.filter_multiplier)
         filters = run_record.recall(model_dir, "stem_filters", default)
         space = replace(space, stem_filters=tuple(filters))
-        if flagfile is not None:  # so that it stays what it is, whatever the default will be
-            flagfile += f"--stem_filters={','.join(map(str, filters))}\n"
     table = cost_limit.load(space)
     identity = make_identity(
         *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),

@@ -56,6 +56,16 @@ class NetworkOptions:
     fine_tune_batch_norm: bool = True
     drop_path_keep_prob: float = 1.0
 
+    def check(self) -> None:
+        """Raises UsageError if there is no such network."""
+        if len(self.stem_filters) != 3:
+            numbers = ",".join(map(str, self.stem_filters))
+            raise UsageError(f"--stem_filters={numbers}: --mode=train takes three numbers")
+        if not 0 < self.drop_path_keep_prob <= 1:
+            raise UsageError(
+                f"--drop_path_keep_prob={self.drop_path_keep_prob} must be above 0 and at most 1"
+            )
+
 
 @dataclass(frozen=True)
 class TrainSchedule:
@@ -150,10 +160,11 @@ def train(
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     began = time.monotonic()
     architecture = choose_genotype(model_dir, genotype)
-    check_batch_norm(network, schedule, batches.batch_size)
+    network.check()
     schedule.check()
     batches.check()
     pixel_weights.check()
+    check_batch_norm(network, schedule, batches.batch_size)
     identity = {
         "genotype": run_record.describe_architecture(architecture),
         **make_identity(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights, seed=seed),

@@ -88,6 +88,19 @@ def test_a_training_checks_its_arguments_before_it_writes(data, tmp_path, schedu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (NetworkOptions(stem_filters=(8, 16)), "--stem_filters=8,16"),
+        (NetworkOptions(drop_path_keep_prob=0.0), "--drop_path_keep_prob=0.0"),
+    ],
+)
+def test_a_training_checks_its_network_before_it_writes(data, tmp_path, network, words):
+    with pytest.raises(UsageError, match=words):
+        train.train(tmp_path / "run", data, Batches(2, (33, 33)), "published", network=network)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_cost_table_of_no_metric_is_refused(tmp_path):
     pieces = profile.Pieces(("skip_connect",), 2, 2, (4, 4, 4), 4, (33, 33), 3)
     with pytest.raises(UsageError, match="--cost_metric=money"):

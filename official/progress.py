@@ -13,6 +13,11 @@ MEMORY = 60.0
 """Seconds after which what the rate was counts e times less: it follows a change of pace."""
 
 
+def say(text: str) -> None:
+    """Words for people go to stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def format_duration(seconds: float) -> str:
     """Writes a time as people say it: `8 s`, `3 min 5 s`, `2 h 40 min`."""
     whole = round(seconds)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
-from official.progress import Progress
+from official.progress import Progress, say
 from official.training_step import Losses
 
 Row = dict[str, Any]
@@ -204,7 +203,7 @@ def run(
     known: set[int] = set()
     unchecked: list[tuple[int, Losses]] = []
     history = _History(model_dir, start_step, writes)
-    _say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
+    say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
     progress = Progress(
         name,
         total_steps,
@@ -265,17 +264,13 @@ def run(
                 raise
         if interrupts.received is not None:
             saved = f"stopped and saved at step {done}" if done else "stopped before the first step"
-            _say(f"{saved}: the same command goes on from there")
+            say(f"{saved}: the same command goes on from there")
             raise SystemExit(128 + interrupts.received)
     return history.rows
 
 
 class _NotFiniteError(RunError):
     """A loss is NaN or infinite: what was computed since the last save is not to be kept."""
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _note(losses: Losses, said: str) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from official import distribution, input_pipeline
 from official.errors import UsageError
 from official.evaluation import Logits, make_split_evaluator
 from official.preprocessing import RANDOM_SCALES
+from official.progress import say
 from official.records import Description, read_description
 from official.training_loop import Row
 
@@ -187,11 +187,6 @@ class Reports:
     eval_every: int | None = None
     save_every: int | None = None
     max_eval_images: int | None = None
-
-
-def say(text: str) -> None:
-    """Words for people go to stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from auto_deeplab.modes.data import PathLike, say
+from auto_deeplab.modes.data import PathLike
 from auto_deeplab.report import figures
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import find_checkpoint
@@ -13,6 +13,7 @@ from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.space import decoding
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints
+from official.progress import say
 from official.training_loop import read_history
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auto_deeplab.modes.data import Data, Devices, PathLike, say
+from auto_deeplab.modes.data import Data, Devices, PathLike
 from auto_deeplab.modes.model_dir import (
     as_logits,
     check_classes,
@@ -20,6 +20,7 @@ from official import confusion_matrix
 from official.errors import UsageError
 from official.evaluation import format_class_table, make_split_evaluator, write_metrics
 from official.files import make_directory
+from official.progress import say
 from official.records import Description
 from official.sizes import Sizes
 

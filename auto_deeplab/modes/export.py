@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-from auto_deeplab.modes.data import Devices, PathLike, say
+from auto_deeplab.modes.data import Devices, PathLike
 from auto_deeplab.modes.model_dir import choose_scale, load_network, read_training
 from official.export import export as write_saved_model
+from official.progress import say
 
 
 def export(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from auto_deeplab.modes.data import PathLike, say
+from auto_deeplab.modes.data import PathLike
 from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
@@ -20,6 +20,7 @@ from official import checkpoints, distribution, optimizers
 from official.errors import UsageError
 from official.evaluation import Logits
 from official.files import write_atomically
+from official.progress import say
 from official.records import Description
 from official.sizes import OWN_SIZE, Sizes
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from auto_deeplab.modes.data import Data, Devices, PathLike, say
+from auto_deeplab.modes.data import Data, Devices, PathLike
 from auto_deeplab.modes.evaluate import Views
 from auto_deeplab.modes.model_dir import (
     as_logits,
@@ -16,6 +16,7 @@ from auto_deeplab.modes.model_dir import (
 from official import prediction
 from official.errors import UsageError
 from official.prediction import open_pictures, open_split
+from official.progress import say
 from official.records import Description
 from official.submission import Submission, make_submission
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from auto_deeplab.budget import cost_table as cost_tables
 from auto_deeplab.budget import expected_cost
-from auto_deeplab.modes.data import Devices, PathLike, check_choice, say
+from auto_deeplab.modes.data import Devices, PathLike, check_choice
 from auto_deeplab.modes.model_dir import list_defaults, load_genotype, read_training
 from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.runs import run_record
@@ -16,6 +16,7 @@ from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space.genotype import Genotype
 from official import model_cost
 from official.errors import UsageError
+from official.progress import say
 
 
 def profile(

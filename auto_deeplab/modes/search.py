@@ -20,7 +20,6 @@ from auto_deeplab.modes.data import (
     check_positive,
     check_training_data,
     make_validation,
-    say,
 )
 from auto_deeplab.modes.decode import make_architecture, write_architecture
 from auto_deeplab.modes.flag_definitions import SEARCH_IDENTITY
@@ -44,6 +43,7 @@ from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
 from official import distribution, input_pipeline, optimizers, schedules
 from official.errors import UsageError
+from official.progress import say
 from official.records import Description
 from official.training_loop import Row, run
 

@@ -18,7 +18,6 @@ from auto_deeplab.modes.data import (
     check_positive,
     check_training_data,
     make_validation,
-    say,
 )
 from auto_deeplab.modes.flag_definitions import TRAIN_IDENTITY
 from auto_deeplab.modes.model_dir import (
@@ -40,6 +39,7 @@ from auto_deeplab.runs.run_record import NETWORK_SHAPE
 from auto_deeplab.space.genotype import Genotype
 from official import distribution, input_pipeline, optimizers, schedules
 from official.errors import RunError, UsageError
+from official.progress import say
 from official.records import Description
 from official.sizes import Sizes
 from official.training_loop import run

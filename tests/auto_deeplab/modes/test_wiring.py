@@ -812,9 +812,6 @@ def test_batch_norm_can_be_left_alone(root, trained, training):
 
 # Eval, predict, export: what they write, and what they give to what works.
 
-SHARDS = (f"--num_classes={CLASSES}", f"--ignore_label={VOID}")
-ELSEWHERE = ("--distribution_strategy=mirrored", "--precision=bfloat16", "--deterministic")
-
 
 @contextlib.contextmanager
 def noted(module, name):

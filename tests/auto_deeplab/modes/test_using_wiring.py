@@ -1,0 +1,201 @@
+"""Every flag of eval, predict, export and profile reaches what it is for: see wiring.py."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from auto_deeplab.budget import cost_table, expected_cost
+from auto_deeplab.modes import evaluate, export, predict
+from auto_deeplab.modes.flag_definitions import USED
+from auto_deeplab.network.network import Network
+from tests.auto_deeplab.modes.wiring import (
+    CLASSES,
+    GENOTYPE,
+    NUM_THEIRS,
+    SIDES,
+    VOID,
+    WANTED_DEVICES,
+    devices_noted,
+    noted,
+)
+from tests.command import train_here
+from tests.deeplab_shards import encoded
+
+
+def test_eval(root, trained, tmp_path):
+    out, checkpoint = tmp_path / "out" / "mine.json", trained / "checkpoints" / "ckpt-2"
+    flags = {
+        "mode": "eval",
+        "data_dir": root / "data",
+        "model_dir": trained,
+        "num_classes": CLASSES,
+        "ignore_label": VOID,
+        "eval_split": "mine",
+        "max_eval_images": 3,
+        "checkpoint": checkpoint,
+        "eval_scales": "0.5,1.25",
+        "eval_flip": "true",
+        "output": out,
+        "distribution_strategy": "mirrored",
+        "precision": "bfloat16",
+        "deterministic": "true",
+    }
+    assert flags.keys() == {name for name, modes in USED.items() if "eval" in modes}
+    with devices_noted() as devices, noted(evaluate, "make_split_evaluator") as calls:
+        done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
+    assert done.code == 0, done.stderr
+    assert devices == WANTED_DEVICES
+    (call,) = calls
+    description = call["arguments"][1]
+    assert (description.data_dir, description.ignore_label) == (str(root / "data"), VOID)
+    metrics = json.loads(out.read_text())
+    assert metrics == json.loads(done.stdout.splitlines()[-1])
+    wanted = {"split": "mine", "num_images": 3, "step": 2, "checkpoint": str(checkpoint)}
+    wanted |= {"scales": [0.5, 1.25], "flip": True}
+    assert {name: metrics[name] for name in wanted} == wanted
+    # Without a line of void and an odd class out, every pixel of the three images counts.
+    counts = np.loadtxt(
+        out.with_name("mine_confusion_matrix.csv"), int, delimiter=",", skiprows=1,
+        usecols=range(1, 1 + CLASSES),
+    )  # fmt: skip
+    assert counts.sum() == 3 * (SIDES[0] - 1) * SIDES[1]
+
+
+def test_predict(root, trained, tmp_path):
+    common = {
+        "mode": "predict",
+        "model_dir": trained,
+        "output_dir": tmp_path / "out",
+        "num_classes": CLASSES,
+        "checkpoint": trained / "checkpoints" / "ckpt-2",
+        "eval_scales": "0.5,1.25",
+        "eval_flip": "true",
+        "predict_scale": "0.75",
+        "distribution_strategy": "mirrored",
+        "precision": "bfloat16",
+        "deterministic": "true",
+    }
+    of_split = {"data_dir": root / "data", "ignore_label": VOID, "eval_split": "theirs"}
+    of_files = {"input": tmp_path / "in"}
+    names = {*common, *of_split, *of_files, "submission"}
+    assert names == {name for name, modes in USED.items() if "predict" in modes}
+    (tmp_path / "in").mkdir()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    (tmp_path / "in" / "street.png").write_bytes(encoded(picture, "png"))
+    for places, found in ((of_split, NUM_THEIRS), (of_files, 1)):
+        with (
+            devices_noted() as devices,
+            noted(predict.prediction, "predict") as calls,
+            noted(predict, "load_network") as loads,
+        ):
+            done = train_here(
+                *(f"--{name}={value}" for name, value in {**common, **places}.items())
+            )
+        assert done.code == 0, done.stderr
+        assert devices == WANTED_DEVICES
+        (call,) = calls
+        assert list(call["scales"]) == [0.5, 1.25] and call["flip"] is True
+        assert call["sizes"].resize_factor == 0.75 and call["submission"] is None
+        assert loads[0]["arguments"][:2] == (str(trained), str(common["checkpoint"]))
+        files = [path.name for path in (tmp_path / "out").rglob("*_labels.png")]
+        assert len(files) == found + (NUM_THEIRS if places is of_files else 0)
+    # Its classes are not those of the benchmark, which is why it is refused.
+    places = (f"--model_dir={trained}", f"--output_dir={tmp_path / 'out'}")
+    done = train_here(
+        *("--mode=predict", *places, f"--input={tmp_path / 'in'}", "--submission=cityscapes")
+    )
+    assert done.code == 2 and "--submission=cityscapes needs a network of the 19" in done.error
+
+
+def test_export(root, trained, tmp_path):
+    flags = {
+        "mode": "export",
+        "model_dir": trained,
+        "num_classes": CLASSES,
+        "checkpoint": trained / "checkpoints" / "ckpt-2",
+        "export_dir": tmp_path / "models",
+        "export_probabilities": "true",
+        "predict_scale": "0.75",
+        "distribution_strategy": "mirrored",
+        "precision": "bfloat16",
+        "deterministic": "true",
+    }
+    assert flags.keys() == {name for name, modes in USED.items() if "export" in modes}
+    with (
+        devices_noted() as devices,
+        noted(export, "write_saved_model") as calls,
+        noted(export, "load_network") as loads,
+    ):
+        done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
+    assert done.code == 0, done.stderr
+    assert devices == WANTED_DEVICES
+    assert calls[0]["sizes"].resize_factor == 0.75
+    assert loads[0]["arguments"][:2] == (str(trained), str(flags["checkpoint"]))
+    signature = tf.saved_model.load(str(tmp_path / "models" / "1")).signatures["serving_default"]
+    assert signature.structured_outputs.keys() == {"labels", "probabilities"}
+
+
+def test_profile(root, trained, tmp_path):
+    network = {
+        "mode": "profile",
+        "genotype": root / "genotype.json",
+        "filter_multiplier": 3,
+        "stem_filters": "4,6,8",
+        "head_filters": 7,
+        "num_classes": 9,
+        "crop_size": "65,97",
+    }
+    done = train_here(*(f"--{name}={value}" for name, value in network.items()))
+    assert done.code == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    again = Network(
+        GENOTYPE, num_classes=9, filter_multiplier=3, stem_filters=(4, 6, 8), head_filters=7
+    )
+    again.build((None, None, None, 3))
+    assert said["params_millions"] * 1e6 == pytest.approx(again.count_params() - frozen(again))
+    assert said["crop_size"] == [65, 97]
+    # A run's network is counted by itself.
+    done = train_here("--mode=profile", f"--model_dir={trained}", "--crop_size=65,97")
+    of_run = json.loads(done.stdout.splitlines()[-1])
+    classes = 9 - CLASSES  # a kernel [1, 1, 7, classes] and as many biases
+    difference = said["params_millions"] - of_run["params_millions"]
+    assert difference * 1e6 == pytest.approx((7 + 1) * classes)
+
+    table = {
+        "mode": "profile",
+        "cost_table": tmp_path / "costs.json",
+        "cost_metric": "latency",
+        "operations": "skip_connect,sep_conv_5x5,none",
+        "num_blocks": 3,
+        "num_layers": 4,
+        "distribution_strategy": "mirrored",
+        "precision": "bfloat16",
+        "deterministic": "true",
+    } | {name: network[name] for name in cost_table.SETTINGS if name in network}
+    given = {*network, *table, "model_dir"}
+    assert given == {name for name, modes in USED.items() if "profile" in modes}
+    with devices_noted() as devices:
+        done = train_here(*(f"--{name}={value}" for name, value in table.items()))
+    assert done.code == 0, done.stderr
+    assert devices == WANTED_DEVICES
+    said, found = json.loads(done.stdout.splitlines()[-1]), cost_table.load(table["cost_table"])
+    assert (said["metric"], found.metric, said["num_layers"]) == ("latency", "latency", 4)
+    wanted = {
+        "operations": ["skip_connect", "sep_conv_5x5", "none"],
+        "num_blocks": 3,
+        "filter_multiplier": 3,
+        "stem_filters": [4, 6, 8],
+        "head_filters": 7,
+        "num_classes": 9,
+        "crop_size": [65, 97],
+    }
+    assert {name: found.settings[name] for name in wanted} == wanted
+    bounds = expected_cost.compute_bounds(found, wanted["operations"], 4)
+    assert (said["cheapest"], said["dearest"]) == pytest.approx(bounds)
+
+
+def frozen(network):
+    return sum(math.prod(variable.shape) for variable in network.non_trainable_variables)

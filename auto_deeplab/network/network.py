@@ -250,8 +250,8 @@ class Network(keras.Model):
             images)` sees to it, and gives logits of the images' own size.
 
     Raises:
-        ValueError: drop_path_keep_prob is not in (0, 1], or there are not as many names or colours
-            as classes.
+        ValueError: stem_filters are not three, drop_path_keep_prob is not in (0, 1], or there are
+            not as many names or colours as classes.
     """
 
     def __init__(

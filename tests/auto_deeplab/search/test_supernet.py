@@ -48,7 +48,9 @@ def with_random_variables(net):
 
 def inputs():
     """Images, alpha and beta; beta is no probability here, so that every entry counts by itself."""
-    rng = np.random.default_rng(1)
+    # Not seed 1: a value there is so near to a ReLU's or a pool's kink that rounding decides on
+    # which side it falls, and then gradients differ by 3e-4 in the plain form in float32 too.
+    rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (2, *SIZE, 3)).astype("float32")
     alpha = rng.dirichlet(np.ones(len(OPERATIONS)), search_space.num_cell_edges(BLOCKS))
     beta = rng.uniform(0.2, 1.0, (LAYERS, 4, 3))
@@ -163,7 +165,7 @@ def test_gradients_equal_the_plain_super_net(fused, plain):
                     reference.edge_weights({name: packed}, BLOCKS, edge)[name].numpy()
                     for packed in (actual, gradient)
                 )
-                assert_close(own, wanted_own, 3e-4, (part, edge, name))
+                assert_close(own, wanted_own, 1e-4, (part, edge, name))
     # `none` is the last column: nothing comes from it.
     np.testing.assert_array_equal(alpha[:, -1], 0.0)
     assert_close(alpha, wanted_alpha, 1e-5)

@@ -1,12 +1,13 @@
 # Everything from nothing:    make quickstart
 # Lint, types and all tests:  make test
-# Both make their own environment in $(VENV) if there is none; nothing is installed globally.
+# An hour of made-up input:   make fuzz
+# All make their own environment in $(VENV) if there is none; nothing is installed globally.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format environment clean
+.PHONY: quickstart test fuzz lint format environment clean
 
 quickstart: environment
 	$(BIN)/python auto_deeplab/quickstart.py --output_dir=build/quickstart
@@ -16,6 +17,9 @@ quickstart: environment
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m every_machine
+
+fuzz: environment
+	FUZZ_MINUTES=$(or $(MINUTES),60) $(BIN)/python -m pytest -n 2 --timeout=0 tests/fuzz
 
 lint: environment
 	$(BIN)/ruff check .

@@ -1,0 +1,53 @@
+"""How long input is made up: a few seconds a test, or with FUZZ_MINUTES as long as that says."""
+
+import functools
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
+
+settings.register_profile(
+    "short",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,  # CI finds what it found before, and nothing else
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "long",
+    parent=settings.get_profile("short"),
+    max_examples=500,
+    derandomize=False,
+    print_blob=True,
+)
+settings.load_profile("long" if MINUTES else "short")
+
+
+def pytest_collection_modifyitems(items):
+    """In the long form each test runs again and again until its share of the minutes is over."""
+    if not MINUTES:
+        return
+    for item in items:
+        item.obj = repeated(item.obj, seconds=60 * MINUTES * 2 / len(items))  # two processes
+
+
+def repeated(test, seconds):
+    @functools.wraps(test)
+    def run(*arguments, **named):
+        end = time.monotonic() + seconds
+        while True:
+            test(*arguments, **named)
+            if time.monotonic() > end:
+                break
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A directory of the module's own; hypothesis runs many examples in one test."""
+    return tmp_path_factory.mktemp("fuzz")

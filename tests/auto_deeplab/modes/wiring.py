@@ -169,12 +169,14 @@ SEARCH = {
     "eval_split": "theirs",
     "eval_every": "9",
     "save_every": "11",
+    "keep_checkpoints": "5",
     "max_eval_images": "2",
     "distribution_strategy": "mirrored",
     "precision": "bfloat16",
     "sync_batch_norm": "false",
     "jit_compile": "true",
     "steps_per_loop": "6",
+    "max_bad_steps": "2",
     "deterministic": "true",
     "crop_size": "33,41",
     "batch_size": "2",
@@ -308,6 +310,24 @@ def check_loop(built):
     assert [built.loop[name] for name in names] == [str(built.run), 9, 11, 6, 2]
 
 
+def check_bad_steps(built):
+    """How many are borne, what undoes them, and which loss ends the run: 100 ln C, weighted."""
+    assert built.loop["max_bad_steps"] == 2 and built.learner.options["undoes_bad_steps"] is True
+    assert built.loop["worst_loss"] == pytest.approx(100 * np.log(CLASSES) * max(WEIGHTS))
+
+
+def check_kept(built):
+    """Five of seven checkpoints, which go again."""
+    store = built.loop["store"]
+    for step in range(90, 97):
+        store.save(step)
+    kept = sorted(path.stem for path in (built.run / "checkpoints").glob("ckpt-*.index"))
+    assert kept == [f"ckpt-{step}" for step in range(92, 97)]
+    for step in range(92, 97):
+        for path in (built.run / "checkpoints").glob(f"ckpt-{step}.*"):
+            path.unlink()
+
+
 def check_batches(built):
     for step in batches_of(built, TOTAL):
         for batch in step:
@@ -364,7 +384,7 @@ def check_num_classes(built):
 def check_resumed(root, built, name, mode, learner, flags):
     """A run that goes on does so from the checkpoint that it is told, not from the newest."""
     for step in (4, 6):
-        built.loop["save"](step)
+        built.loop["store"].save(step)
     chosen = built.run / "checkpoints" / "ckpt-4"
     again = build(root, name, mode, learner, [*flags, f"--checkpoint={chosen}"])
     assert again.restored == str(chosen) and again.loop["start_step"] == 4

@@ -101,32 +101,48 @@ def own_directory(directory: str | os.PathLike[str], flag: str) -> Iterator[None
     Raises:
         RunError: another process has it, or may have it, or it cannot be written.
     """
+    is_new = not os.path.isdir(directory)
     path = make_directory(directory) / LOCK
-    with _open_lock(path, flag) as file:
-        file.seek(0)
-        owner = file.read(200).strip()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{flag}={directory} is in use by {owner or 'another process'}: stop that first, "
-                "or choose another directory"
-            ) from None
-        except OSError:  # no locks here
-            host, _, number = owner.partition(", process ")
-            number = number.partition(" ")[0]
-            gone = host == socket.gethostname() and number.isdecimal()
-            if owner and not (gone and not is_running(int(number))):
-                raise RunError(
-                    f"{flag}={directory} is in use by {owner}, or was when that ended without a "
-                    f"word; its file system has no locks to tell: if it has ended, remove {path}"
-                ) from None
+    with contextlib.ExitStack() as stack:
+        file = None
+        while file is None:
+            opened = stack.enter_context(_open_lock(path, flag))
+            _claim(opened, path, f"{flag}={directory}")
+            # Its last owner may have removed it meanwhile, and then it keeps nobody out.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(opened.fileno()), os.stat(path)):
+                    file = opened
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         _say_owner(file, f"{socket.gethostname()}, process {os.getpid()} since {started}\n")
         try:
             yield
         finally:
-            _say_owner(file, "")
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if is_new:  # and nothing came into it
+                    path.parent.rmdir()
+
+
+def _claim(file: IO[str], path: Path, what: str) -> None:
+    """Locks an open file; RunError if another process has it, or may have it."""
+    file.seek(0)
+    owner = file.read(200).strip()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{what} is in use by {owner or 'another process'}: stop that first, or choose another "
+            "directory"
+        ) from None
+    except OSError:  # no locks here
+        host, _, number = owner.partition(", process ")
+        number = number.partition(" ")[0]
+        is_here = host == socket.gethostname() and number.isdecimal()
+        if owner and not (is_here and not is_running(int(number))):
+            raise RunError(
+                f"{what} is in use by {owner}, or was when that ended without a word; its file "
+                f"system has no locks to tell: if it has ended, remove {path}"
+            ) from None
 
 
 def _open_lock(path: Path, flag: str) -> IO[str]:

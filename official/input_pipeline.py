@@ -264,7 +264,9 @@ def check_labelled(description: Description, split: str) -> None:
     numbers, read = _make_reader(description, split)
     void = description.ignore_label
     dataset = tf.data.Dataset.from_tensor_slices(numbers).map(
-        lambda number: tf.reduce_any(tf.cast(read(number)[1], tf.int32) != void)
+        lambda number: tf.reduce_any(tf.cast(read(number)[1], tf.int32) != void),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
     try:
         if any(map(bool, dataset)):

@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from official.checkpoints import Checkpoints
+from official.checkpoints import SET_ASIDE, Checkpoints
 from official.errors import RunError
 from official.history import History, Row
 from official.progress import Progress, say
@@ -208,7 +209,11 @@ def run(
                 continue
             what = f"{name}: {bad} is {values[bad]:.6g} at step {step}"
             if math.isfinite(values[bad]) or measured.bad_in_a_row == max_bad_steps:
-                raise _BadLossError(_set_aside(store, bad, step, what, explain))
+                # The first loss is that of the weights before the step, further ones come after
+                # its first update: where only they are bad, what is on disk is good.
+                led_there = step - 1 if bad == next(iter(values)) else step
+                names = store.set_aside(after=led_there - 1)
+                raise _BadLossError(what + _tell_of(names) + explain(bad, step, store.latest()))
             measured.leave_out()
             say(
                 f"warning: {what}: the step changes nothing ({measured.bad_in_a_row} in a row, "
@@ -302,17 +307,10 @@ def _is_good(loss: float, worst: float) -> bool:
     return math.isfinite(loss) and abs(loss) <= worst
 
 
-def _set_aside(
-    store: Checkpoints,
-    loss: str,
-    step: int,
-    what: str,
-    explain: Callable[[str, int, str | None], str],
-) -> str:
-    """Takes the checkpoint whose weights gave a bad loss out of the way; the error's line."""
-    moved = store.set_aside(after=step - 2)  # the loss is that of the weights after step - 1
-    aside = f"; {moved[0]} is kept apart, as it led there" if moved else ""
-    return f"{what}{aside}{explain(loss, step, store.latest())}"
+def _tell_of(aside: list[str]) -> str:
+    """Which checkpoints led to a bad loss; one at most, as losses are looked at before saving."""
+    names = [os.path.join(SET_ASIDE, os.path.basename(prefix)) for prefix in aside]
+    return f"; what led there is kept as {' and '.join(names)}" if names else ""
 
 
 def _is_best(row: Row, rows: list[Row], best_step: int | None) -> bool:

@@ -470,14 +470,15 @@ def test_a_truncated_file_of_records(root, data, tmp_path):
     )
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(root, tmp_path):
+def test_a_loss_that_is_not_finite_keeps_what_led_there_apart(root, tmp_path):
     new = tmp_path / "new"
     arguments = (*training(root), f"--model_dir={new}", "--learning_rate=1e20", "--train_steps=20")
     done = train_here(*arguments)
     assert done.code == FAILED
-    assert "--learning_rate" in done.error and "kept" in done.error
-    newest = tf.train.latest_checkpoint(str(new / "checkpoints"))
-    reader = tf.train.load_checkpoint(newest)
+    # The first step was saved before the second's loss showed what it had led to.
+    assert "--learning_rate" in done.error and "kept as set_aside/ckpt-1" in done.error
+    assert not list((new / "checkpoints").glob("*.index"))
+    reader = tf.train.load_checkpoint(str(new / "checkpoints" / "set_aside" / "ckpt-1"))
     for name in reader.get_variable_to_shape_map():
         if reader.get_variable_to_dtype_map()[name].is_floating:
             assert np.all(np.isfinite(reader.get_tensor(name))), name
@@ -496,10 +497,13 @@ def test_a_damaged_checkpoint(root, run):
     newest = run / "checkpoints" / "ckpt-2.index"
     newest.write_bytes(newest.read_bytes()[:50])
     refused(
-        *(FAILED, "--mode=export", f"--model_dir={run}"),
+        *(FAILED, "--mode=export", f"--model_dir={run}", f"--checkpoint={newest}"),
         saying=[str(newest.with_suffix("")), "damaged", "another one"],
     )
     assert not (run / "export").exists()
+    # Where it is not asked for, the one before is taken.
+    done = train_here("--mode=export", f"--model_dir={run}")
+    assert done.code == 0 and "ckpt-2 is damaged" in done.stderr
     # The training goes on from the one before, and replaces it.
     one = f"--checkpoint={run / 'checkpoints' / 'ckpt-1'}"
     done = train_here(*training(root), f"--model_dir={run}", one)

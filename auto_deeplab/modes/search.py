@@ -327,12 +327,8 @@ def search(
 
         def explain(loss: str, step: int, prefix: str | None) -> str:
             number, first_step = (1, first_search_step) if loss == "loss_arch" else (0, 0)
-            rates = {
-                name: getattr(schedule, name) / 10
-                for name in (
-                    ("arch_learning_rate",) if number else ("learning_rate", "min_learning_rate")
-                )
-            }
+            steered = ("learning_rate", "min_learning_rate", "arch_learning_rate")[: 2 + number]
+            rates = {name: getattr(schedule, name) / 10 for name in steered}
             names = input_pipeline.name_images(
                 *(description, batches.train_split, step - 1 - first_step),
                 records=halves[number],

@@ -441,3 +441,173 @@ def test_killed_while_saving(tmp_path):
         np.testing.assert_array_equal(variable, np.full(1_000_000, step, np.float32))
     run.save(step + 1)
     assert run.restore() == step + 1
+
+
+def three(directory):
+    """Checkpoints of steps 1, 2 and 3, and the values of each."""
+    _, _, groups = everything(1)
+    run, values = Checkpoints(str(directory), groups), {}
+    for step in (1, 2, 3):
+        groups["weights"][0].assign(tf.fill(groups["weights"][0].shape, float(step)))
+        run.save(step, note=f"of {step}")
+        values[step] = values_of(groups)
+    return values
+
+
+@pytest.mark.parametrize("file", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("how", ["missing", "empty", "truncated", "a flipped bit"])
+def test_the_newest_that_is_whole_is_taken(tmp_path, capsys, file, how):
+    values = three(tmp_path)
+    damage(tmp_path / f"ckpt-3.{file}", how)
+    _, _, groups = everything(2)
+    run = Checkpoints(str(tmp_path), groups)
+    assert (run.restore(), run.step, run.note) == (2, 2, "of 2")
+    assert_equal(values_of(groups), values[2])
+    warned = "ckpt-3 is damaged" in capsys.readouterr().err
+    assert warned == ((file, how) != ("index", "missing"))  # then there is none
+    # Going on, it takes the damaged one's place, which is whole then.
+    assert [Path(p).name for p in run.set_aside(2)] == (["ckpt-3"] if warned else [])
+    run.save(3)
+    assert Checkpoints(str(tmp_path), everything(3)[2]).restore() == 3
+    assert checkpoints.find(str(tmp_path)) == str(tmp_path / "ckpt-3")
+
+
+def test_where_none_is_whole_a_run_starts_and_others_fail(tmp_path, capsys):
+    three(tmp_path)
+    for path in tmp_path.glob("*.index"):
+        damage(path, "truncated")
+    _, _, groups = everything(2)
+    before = values_of(groups)
+    run = Checkpoints(str(tmp_path), groups)
+    assert run.restore() == 0
+    assert "no checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+    assert_equal(values_of(groups), before)
+    with pytest.raises(checkpoints.DamagedError, match=r"no checkpoint in .* is whole"):
+        checkpoints.restore_newest(str(tmp_path), groups)
+    with pytest.raises(RunError, match="ckpt-2 is damaged"):
+        run.restore(str(tmp_path / "ckpt-2"))
+    assert len(run.set_aside(0)) == 3 and run.latest() is None
+
+
+def test_no_flipped_byte_of_the_index_is_believed(tmp_path):
+    wanted = np.float32([1, 2, 3])
+    variable = tf.Variable(wanted, name="v")
+    run = Checkpoints(str(tmp_path), {"g": [variable]})
+    run.save(1)
+    path = tmp_path / "ckpt-1.index"
+    whole = path.read_bytes()
+    harmless = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        variable.assign(tf.zeros(3))
+        try:
+            step = checkpoints.restore(str(tmp_path / "ckpt-1"), {"g": [variable]})
+        except RunError:
+            np.testing.assert_array_equal(variable, np.zeros(3))
+            continue
+        harmless.append(place)  # unused bytes of the footer, or of what is not read
+        assert step == 1
+        np.testing.assert_array_equal(variable, wanted)
+    assert len(harmless) < len(whole) / 4
+
+
+@pytest.mark.parametrize("name", ["ckpt-abc", "ckpt-12-backup", "ckpt-", "other-99", "ckpt-9.9"])
+def test_files_of_others_are_not_looked_at(tmp_path, name):
+    three(tmp_path)
+    (tmp_path / f"{name}.index").write_text("foreign")
+    run = Checkpoints(str(tmp_path), everything(2)[2], keep=2)
+    assert run.restore() == 3
+    run.save(4)
+    assert (tmp_path / f"{name}.index").read_text() == "foreign"
+
+
+def test_what_cannot_be_read_back_is_not_saved(tmp_path, monkeypatch):
+    three(tmp_path)
+    run = Checkpoints(str(tmp_path), everything(2)[2])
+
+    def fails(prefix):
+        assert Path(f"{prefix}.index").exists() and ".unfinished" in prefix
+        raise checkpoints.DamagedError("torn")
+
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(checkpoints, "verify", fails)
+    with pytest.raises(RunError, match=r"cannot save the checkpoint of step 4 .*torn"):
+        run.save(4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert run.latest() == str(tmp_path / "ckpt-3")
+
+
+def test_the_index_comes_last_and_goes_first(tmp_path, monkeypatch):
+    steps = []
+    for name in ("replace", "remove"):
+        function = getattr(os, name)
+
+        def noted(*paths, name=name, function=function):
+            if os.path.basename(paths[-1]).startswith("ckpt-"):
+                steps.append((name, os.path.basename(paths[-1]).partition(".")[2][:5]))
+            return function(*paths)
+
+        monkeypatch.setattr(os, name, noted)
+    run = Checkpoints(str(tmp_path), everything(1)[2], keep=1)
+    run.save(1)
+    run.save(2)
+    saved = [("replace", "data-"), ("replace", "index")]
+    assert steps == [*saved, *saved, ("remove", "index"), ("remove", "data-")]
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    _, _, groups = everything(1)
+    run, variable = Checkpoints(str(tmp_path), groups, keep=2), groups["weights"][0]
+    assert run.best_step() is None
+    for step in range(1, 7):
+        variable.assign(tf.fill(variable.shape, float(step)))
+        run.save(step)
+        if step in (1, 3):
+            run.save_best(step)
+    assert sorted(path.stem for path in tmp_path.glob("*.index")) == ["best-3", "ckpt-5", "ckpt-6"]
+    assert run.best_step() == 3
+    assert checkpoints.restore_newest(str(tmp_path / "best"), groups) == (
+        str(tmp_path / "best-3"),
+        3,
+    )
+    assert variable.numpy().flat[0] == 3.0
+    assert run.restore() == 6  # the best is not the newest, whatever its step
+    run.set_aside(4)
+    assert (run.latest(), run.best_step()) == (None, 3)
+    run.set_aside(2, ("ckpt", "best"))
+    assert run.best_step() is None
+    aside = sorted(path.stem for path in (tmp_path / checkpoints.SET_ASIDE).glob("*.index"))
+    assert aside == ["best-3", "ckpt-5", "ckpt-6"]
+    # They can be gone back to.
+    assert run.restore(str(tmp_path / checkpoints.SET_ASIDE / "ckpt-5")) == 5
+    with pytest.raises(RunError, match=r"there is no checkpoint .*best"):
+        checkpoints.find(str(tmp_path / "best"))
+
+
+def test_files_that_may_not_be_read_are_not_called_damaged(tmp_path, monkeypatch):
+    three(tmp_path)
+    damage(tmp_path / "ckpt-3.data-00000-of-00001", "empty")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("3.index"))
+    with pytest.raises(RunError, match=r"ckpt-3\.index may not be read") as caught:
+        Checkpoints(str(tmp_path), everything(2)[2]).restore()
+    assert not isinstance(caught.value, checkpoints.DamagedError)
+
+
+def test_who_reads_beside_a_run_always_finds_a_whole_one(tmp_path):
+    variables = [tf.Variable(tf.zeros([1_000_000]), name=f"v{i}") for i in range(4)]
+    process = replicas.start_in_new_process(save_forever, str(tmp_path))
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.index")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        steps = []
+        while len(set(steps)) < 8:
+            steps.append(checkpoints.restore_newest(str(tmp_path), {"g": variables})[1])
+            for variable in variables:
+                np.testing.assert_array_equal(variable, np.full(1_000_000, steps[-1], np.float32))
+            assert process.poll() is None and time.monotonic() < deadline
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert steps == sorted(steps)

@@ -1,8 +1,11 @@
 import errno
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import tensorflow as tf
@@ -16,6 +19,7 @@ from official.files import (
     write_atomically,
     write_directory_atomically,
 )
+from tests import replicas
 from tests.command import ROOT
 
 
@@ -312,3 +316,91 @@ def test_a_root_that_is_not_there_has_no_files(tmp_path):
 def test_a_folder_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         find_files(tmp_path / "nowhere")
+
+
+def hold(directory):
+    """Owns the directory until it is killed."""
+    with files.own_directory(directory, "--model_dir"):
+        print("held", flush=True)
+        time.sleep(600)
+
+
+def test_a_directory_belongs_to_one_process(tmp_path):
+    process = replicas.start_in_new_process(hold, str(tmp_path))
+    try:
+        lock = tmp_path / files.LOCK
+        deadline = time.monotonic() + 120
+        while not (lock.exists() and lock.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        owner = f"{socket.gethostname()}, process {process.pid} since 20"
+        assert lock.read_text().startswith(owner)
+        with (
+            pytest.raises(RunError, match=f"--model_dir={tmp_path} is in use by {owner}"),
+            files.own_directory(tmp_path, "--model_dir"),
+        ):
+            pytest.fail("two have it")
+        # Stopped, it still has it.
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(RunError, match="in use"), files.own_directory(tmp_path, "--model_dir"):
+            pytest.fail("two have it")
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    # Killed, it has it no more.
+    with files.own_directory(tmp_path, "--model_dir"):
+        assert f"process {os.getpid()} " in lock.read_text()
+        with pytest.raises(RunError, match="in use"), files.own_directory(tmp_path, "--model_dir"):
+            pytest.fail("twice in one process")
+    assert not lock.exists()
+    with files.own_directory(tmp_path / "new", "--model_dir"):
+        (tmp_path / "new" / "file").touch()
+    with files.own_directory(tmp_path / "newer", "--model_dir"):
+        pass
+    # A directory into which nothing came was made for nothing.
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "free"),
+    [
+        ("", True),
+        ("HERE, process 999999999 since 2026-01-01", True),  # it is gone
+        (f"HERE, process {os.getpid()} since 2026-01-01", False),
+        ("elsewhere, process 1 since 2026-01-01", False),
+        ("HERE, process x", False),
+    ],
+)
+def test_without_locks_the_file_stands_for_one(tmp_path, monkeypatch, owner, free):
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    lock = tmp_path / files.LOCK
+    lock.write_text(owner.replace("HERE", socket.gethostname()))
+    if free:
+        with files.own_directory(tmp_path, "--model_dir"):
+            assert f"process {os.getpid()} " in lock.read_text()
+        assert not lock.exists()
+        return
+    with (
+        pytest.raises(RunError, match=f"no locks to tell: if it has ended, remove {lock}"),
+        files.own_directory(tmp_path, "--model_dir"),
+    ):
+        pytest.fail("two have it")
+
+
+def test_leftovers_of_dead_processes_go(tmp_path):
+    names = (
+        "a.json.999999999.tmp",
+        f"b.json.{os.getpid()}.tmp",
+        "c.tmp",
+        "d.x.tmp",
+        "new.999999998.tmp",
+    )
+    for name in names:
+        (tmp_path / name).touch()
+        if not name.startswith("new"):  # which may be another machine's
+            os.utime(tmp_path / name, (0, 0))
+    files.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

@@ -253,10 +253,18 @@ def test_after_a_loss_that_is_not_good_what_led_there_is_set_aside(run, value, b
     with pytest.raises(RunError) as error:
         run.run(worst_loss=1000.0, explain=explain)
     said = f"search: loss_w is {value:.6g} at step {bad}"
-    said += f"; aside/ckpt-{aside} is kept apart, as it led there" if aside else ""
+    said += f"; what led there is kept as set_aside/ckpt-{aside}" if aside else ""
     assert str(error.value) == f"{said}; the remedy"
     assert told == [("loss_w", bad, f"ckpt-{kept[-1]}" if kept else None)]
     assert run.saved == kept and bad not in run.reported
+
+
+def test_a_loss_from_within_the_step_says_nothing_of_what_is_on_disk(run):
+    step = run.step
+    run.step = lambda number: step(number) | {"loss_arch": tf.constant(1e9 if number == 4 else 1.0)}
+    with pytest.raises(RunError, match=r"loss_arch is 1e\+09 at step 4(\n|$)"):
+        run.run(worst_loss=1000.0)
+    assert run.saved == [3]
 
 
 def test_a_loss_that_is_large_but_good(run):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from official import optimizers
-from official.training_step import minimize
+from official.training_step import minimize, undo_bad
 from tests.auto_deeplab.training import VOID, loss_of
 
 
@@ -144,3 +144,53 @@ def test_minimize_sums_the_gradients_of_all_replicas(two_replicas):
     for local in two_replicas.experimental_local_results(mine.value):
         # 0.1 * (1 + 3) off each.
         np.testing.assert_allclose(local, [0.6, -2.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_bad_step_changes_nothing_but_the_count(two_replicas, replicas, bad):
+    """The loss x w at x = inf, or sqrt(w) at w = 0, whose gradient is infinite."""
+    strategy = two_replicas if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        weight = keras.Variable(np.float32([2.0, 0.0]), name="kernel")
+        moving = keras.Variable(np.float32([0.5]), name="moving", trainable=False)
+        optimizer = optimizers.sgd(0.5, l2=0.0)
+        optimizer.build([weight])
+
+    def replica(x, is_bad):
+        loss = x * weight[0]
+        if bad == "loss":
+            loss *= tf.where(is_bad, np.inf, 1.0)
+        else:
+            loss += tf.where(is_bad, tf.sqrt(weight[1]), 0.0)
+        moving.assign_add([1.0])
+        return loss
+
+    def update(x, is_bad):
+        def forward():
+            return replica(x, is_bad), None
+
+        return minimize(forward, [weight], optimizer)[0]
+
+    def step(x, is_bad):
+        losses = strategy.run(update, (x, is_bad))
+        return {"loss_w": strategy.reduce("SUM", losses, axis=None)}
+
+    variables = [weight, moving, *optimizers.without_counter(optimizer)]
+    undoing = tf.function(undo_bad(step, variables), autograph=False)
+    plain = tf.function(step, autograph=False)
+
+    def state():
+        return [np.asarray(v.numpy()) for v in variables]
+
+    x = tf.constant(1.0)
+    assert np.isfinite(undoing(x, tf.constant(False))["loss_w"])
+    after_one = state()
+    # w0 = 2 - 0.5 * 1 on each replica; what is not bad goes through.
+    assert after_one[0][0] == 2.0 - 0.5 * replicas and after_one[1][0] == 1.5
+    assert np.isnan(undoing(x, tf.constant(True))["loss_w"])
+    for value, wanted in zip(state(), after_one, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    assert int(optimizer.iterations.numpy()) == 2
+    plain(x, tf.constant(True))
+    assert not all(np.all(np.isfinite(value)) for value in state())  # what was undone

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,8 +13,10 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
+from official.interrupts import Interrupts
 from official.progress import Progress, say
 from official.training_step import Losses
+from official.workers import Crew
 
 Row = dict[str, Any]
 
@@ -68,28 +69,6 @@ def read_history(model_dir: str) -> list[Row]:
     return rows
 
 
-class _Interrupts:
-    """Notes SIGINT and SIGTERM instead of dying of them; while `at_once`, it also raises."""
-
-    def __enter__(self) -> "_Interrupts":
-        self.received: int | None = None
-        self.at_once = False
-        self._old = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        if self.at_once:
-            self.at_once = False
-            raise KeyboardInterrupt
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-
 class _Measured:
     """What the steps since the last report took and gave."""
 
@@ -140,11 +119,12 @@ def run(
     steps_per_loop: int = 1,
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
+    interrupts: Interrupts | Crew | None = None,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
 
-    SIGINT and SIGTERM end the call, or cut a report short, save, and exit with 128 + the signal's
-    number. A report that was cut short, or lost to a kill, is made when the run goes on.
+    SIGINT, SIGTERM and SIGHUP end the call, or cut a report short, save, and exit with 128 + the
+    signal's number. A report that was cut short, or lost to a kill, is made when the run goes on.
 
     Args:
         name: of the run, for its progress.
@@ -165,6 +145,7 @@ def run(
         passes: is given the number of steps made before a step; how often the step goes through
             the network, for the time left.
         writes: False on all workers but the chief.
+        interrupts: distribution.interrupts_of the strategy; None: this process is alone.
 
     Returns:
         all rows of history.jsonl.
@@ -214,14 +195,15 @@ def run(
         keep=True,
     )
     measured = _Measured()
-    with _Interrupts() as interrupts:
+    with interrupts or Interrupts() as interrupts:
         with progress:
+            stop = interrupts.agree(done)
             try:
                 # Until the first step is done, which can take minutes, there is nothing to save.
                 interrupts.at_once = True
                 if start_step and is_due(report_every) and not history.has(start_step):
                     said = make_report({})
-                while done < total_steps and interrupts.received is None:
+                while done < total_steps and stop is None:
                     before = time.monotonic()
                     arguments = list(itertools.islice(batches, steps_to_go()))
                     measured.waited += time.monotonic() - before
@@ -238,21 +220,23 @@ def run(
                     check_finite()  # The call before: this one may still be running.
                     unchecked.extend(enumerate(made, done + 1 - len(made)))
 
-                    if (
-                        interrupts.received is not None
-                        or is_due(save_every)
-                        or is_due(report_every)
-                    ):
+                    stop = interrupts.agree(done)
+                    if stop is not None or is_due(save_every) or is_due(report_every):
                         check_finite()
-                    if interrupts.received is not None or is_due(save_every):
+                    # Where a report is ended with the process, nothing can be saved then.
+                    is_last_chance = is_due(report_every) and not interrupts.raises
+                    if stop is not None or is_due(save_every) or is_last_chance:
                         save(done)
-                    if interrupts.received is None and is_due(report_every):
+                    if stop is None and is_due(report_every):
                         means = measured.means(batch_size)
                         interrupts.at_once = True
                         said = make_report(means)
                         interrupts.at_once = False
                         measured = _Measured()
+                if stop is None:
+                    stop = interrupts.agree(done)
             except KeyboardInterrupt:
+                stop = interrupts.received
                 if done > start_step:
                     save(done)
             except _NotFiniteError:
@@ -262,10 +246,10 @@ def run(
                 if done > start_step:
                     save(done)
                 raise
-        if interrupts.received is not None:
+        if stop is not None:
             saved = f"stopped and saved at step {done}" if done else "stopped before the first step"
             say(f"{saved}: the same command goes on from there")
-            raise SystemExit(128 + interrupts.received)
+            raise SystemExit(128 + stop)
     return history.rows
 
 

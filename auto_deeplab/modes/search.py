@@ -219,7 +219,7 @@ def search(
     Raises:
         UsageError: the arguments contradict each other, the data, the devices or model_dir.
         RunError: the data cannot be read, a file not be written, or a loss is not finite.
-        SystemExit: SIGINT or SIGTERM came; the state is saved.
+        SystemExit: SIGINT, SIGTERM or SIGHUP came; the state is saved.
     """
     model_dir = os.fspath(model_dir)
     checkpoint = os.fspath(checkpoint) if checkpoint else None
@@ -331,6 +331,7 @@ def search(
         steps_per_loop=compilation.steps_per_loop,
         passes=bilevel.count_passes(first_search_step, schedule.second_order),
         writes=is_chief,
+        interrupts=distribution.interrupts_of(strategy),
     )
     if not is_chief:
         return None

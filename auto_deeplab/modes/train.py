@@ -154,7 +154,7 @@ def train(
     Raises:
         UsageError: the arguments contradict each other, the data, the devices or model_dir.
         RunError: the data cannot be read, a file not be written, or a loss is not finite.
-        SystemExit: SIGINT or SIGTERM came; the state is saved.
+        SystemExit: SIGINT, SIGTERM or SIGHUP came; the state is saved.
     """
     model_dir = os.fspath(model_dir)
     checkpoint = os.fspath(checkpoint) if checkpoint else None
@@ -247,6 +247,7 @@ def train(
         report_every=report_every,
         steps_per_loop=compilation.steps_per_loop,
         writes=is_chief,
+        interrupts=distribution.interrupts_of(strategy),
     )
     if is_chief:
         figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))

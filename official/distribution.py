@@ -55,6 +55,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
             "--distribution_strategy=multi_worker_mirrored: TensorFlow cannot connect the workers "
             f"of the environment variable TF_CONFIG ({explain(error)})"
         ) from None
+    crew.take_signals()
     strategy.crew = crew
     return strategy
 

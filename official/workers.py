@@ -96,7 +96,7 @@ def read_cluster(text: str | None) -> Cluster:
     jobs, task = config.get("cluster"), config.get("task")
     check(isinstance(jobs, dict) and bool(jobs), "has no cluster")
     check(isinstance(task, dict), "has no task")
-    addresses = {}
+    addresses: dict[str, str] = {}
     for job, hosts in sorted(jobs.items()):
         check(job in JOBS, f"has a job {_show(job)} in its cluster, not chief or worker")
         check(isinstance(hosts, list) and bool(hosts), f"has no list of addresses of its {job}")
@@ -316,7 +316,8 @@ class Crew:
         # signals come here at once.
         self._woken, self._wakes = socket.socketpair()
         self._wakes.setblocking(False)
-        self._old = {number: signal.signal(number, lambda *_: None) for number in find_signals()}
+        self._old = {number: signal.getsignal(number) for number in find_signals()}
+        self.take_signals()
         self._old_wakes = signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="workers", daemon=True)
         self._thread.start()
@@ -335,6 +336,11 @@ class Crew:
             # An error of TensorFlow may only be what follows from a worker that is gone: then the
             # thread ends the process.
             time.sleep(RETRY)
+
+    def take_signals(self) -> None:
+        """Has signals come here; again, once TensorFlow has taken SIGTERM for itself."""
+        for number in self._old:
+            signal.signal(number, lambda *_: None)
 
     @property
     def at_once(self) -> bool:
@@ -445,7 +451,7 @@ class Crew:
                 case "signal":
                     number, _, sent_to = rest.partition(" ")
                     self._tell(int(number), sent_to)
-                case "gone":
+                case "gone" if not self._is_ending:
                     self._end_by_loss(rest, "is gone")
             self._changed.notify_all()
 

@@ -50,7 +50,8 @@ def load(
 
     Args:
         model_dir: the --model_dir of a training, or the --output_dir of auto_deeplab.import_tf1.
-        checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best", the one of the
+            best validation. Default: the run's newest.
 
     Returns:
         A model that takes images [B, H, W, 3], RGB, uint8 or floats with values 0..255, of any

@@ -122,15 +122,15 @@ def run_mode() -> None:
                 command=command,
             )
         case "eval":
-            metrics = evaluate.evaluate(
+            evaluate.evaluate(
                 *(FLAGS.model_dir, of(Data)),
                 views=of(evaluate.Views),
                 max_eval_images=FLAGS.max_eval_images,
                 output=FLAGS.output,
+                show=lambda metrics: print(json.dumps(metrics), flush=True),
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,
             )
-            print(json.dumps(metrics))
         case "predict":
             predict.predict(
                 *(FLAGS.model_dir, FLAGS.output_dir),

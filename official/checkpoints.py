@@ -5,32 +5,52 @@ Each variable is known by its group and its path, so the paths must be the same 
 give layers names. tf.train.Checkpoint(model=...) would be shorter, but it silently skips the layers
 that a Keras 3 model keeps in lists.
 
-Reading is all or nothing: names, shapes, types and check sums first, then the assignments.
+A checkpoint is two files, PREFIX.index and PREFIX.data-00000-of-00001, and is there if its index
+is. Writing: both under another name, read back, brought to the disk, then renamed, the index last.
+Reading is all or nothing: names, shapes, types and check sums first, then the assignments; of a
+directory, the newest checkpoint that is whole.
 """
 
 import glob
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from official.errors import RunError, explain
+from official.files import make_directory, sync, write_atomically
 from official.paths import check_plain
+from official.progress import say
 
 Groups = Mapping[str, Sequence[Any]]
 
-_PREFIX = "ckpt"
+BEST = "best"
+"""How the checkpoint of the best validation is called for, in its directory."""
+
+SET_ASIDE = "set_aside"
+"""Where a directory of checkpoints keeps those that its run no longer goes on from."""
+
+_NAMES = re.compile(r"(ckpt|best)-(\d+)")
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"  # What tf.train.Checkpoint adds to every variable's name.
-_STEP = "step" + _SUFFIX
+_STEP, _NOTE = "step" + _SUFFIX, "note" + _SUFFIX
+_UNFINISHED = ".unfinished"
+_LEFTOVERS = (_UNFINISHED, "ckpt-*_temp", "checkpoint.tmp*")  # two of them of earlier versions
+
+
+class DamagedError(RunError):
+    """A checkpoint's files are not as they were written; another checkpoint may be."""
 
 
 class Checkpoints:
     """The checkpoints that one training run writes: directory/ckpt-<step>.*, the newest few.
+
+    Only one process may have them; files.own_directory sees to that.
 
     Args:
         directory: where they are; made when the first one is saved.
@@ -40,6 +60,10 @@ class Checkpoints:
         save_to: where this process saves, if not in `directory`: under several workers each saves
             in a directory of its own, and all read the chief's (distribution.worker_directory).
         optional: as in `restore`.
+
+    Attributes:
+        step: of what was last saved or restored; 0 before.
+        note: the text that the restored checkpoint was saved with.
 
     Raises:
         RunError: the directory has a name in which TensorFlow would not find them again.
@@ -58,29 +82,28 @@ class Checkpoints:
         check_plain(directory, "the directory of checkpoints")
         self._directory = directory
         self._groups = groups
+        self._keep = keep
         self._optional = optional
-        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.step, self.note = 0, ""
         self._on_disk: str | None = None  # path prefix of what was last saved or restored
         self._save_to = save_to or directory
         maps = {group: _by_name(group, variables) for group, variables in groups.items()}
         if len({id(v) for m in maps.values() for v in m.values()}) < sum(map(len, maps.values())):
             # It would be saved under one of its names only.
             raise ValueError("a variable is in several groups")
-        names_newest = os.path.join(self._save_to, "checkpoint")
-        if os.path.isfile(names_newest) and not os.path.getsize(names_newest):
-            os.remove(names_newest)  # A crash of the machine empties it; the manager would fail.
-        self._manager = tf.train.CheckpointManager(
-            tf.train.Checkpoint(step=self._step, **maps),
-            self._save_to,
-            max_to_keep=keep,
-            checkpoint_name=_PREFIX,
-        )
+        self._saved_step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        with tf.device("CPU:0"):
+            self._saved_note = tf.Variable("", dtype=tf.string, trainable=False)
+        self._checkpoint = tf.train.Checkpoint(step=self._saved_step, note=self._saved_note, **maps)
         # What a kill during a save leaves behind. Only the one process that writes here comes here.
-        for leftover in glob.glob(os.path.join(glob.escape(self._save_to), f"{_PREFIX}-*_temp")):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for pattern in _LEFTOVERS:
+            for leftover in glob.glob(os.path.join(glob.escape(self._save_to), pattern)):
+                shutil.rmtree(leftover, ignore_errors=True)
+                with suppress(OSError):
+                    os.remove(leftover)
 
-    def save(self, step: int) -> str:
-        """Saves all groups and the step; returns the checkpoint's path prefix.
+    def save(self, step: int, note: str = "") -> str:
+        """Saves all groups, the step and a note; returns the checkpoint's path prefix.
 
         A kill at any moment leaves the previous checkpoint good and the newest. Nothing is written
         if this step is the one that was last saved or restored here.
@@ -88,9 +111,87 @@ class Checkpoints:
         Raises:
             RunError: a variable holds NaN or infinity, or the checkpoint cannot be written.
         """
-        path = os.path.join(self._save_to, f"{_PREFIX}-{step}")
-        if path == self._on_disk:
-            return path
+        path = os.path.join(self._save_to, f"ckpt-{step}")
+        if path != self._on_disk:
+            self._write(path, step, note)
+            self._on_disk, self.step = path, step
+            older = [prefix for at, prefix in _list(self._save_to) if at <= step]
+            for prefix in older[self._keep :]:
+                _remove(prefix)
+        return path
+
+    def save_best(self, step: int) -> str:
+        """Saves all groups as the best ones so far, best-<step>, instead of the best before.
+
+        It is not among the newest that are kept, and nothing goes on from it unless it is named.
+        """
+        path = os.path.join(self._save_to, f"best-{step}")
+        self._write(path, step, "")
+        for _, prefix in _list(self._save_to, "best"):
+            if prefix != path:
+                _remove(prefix)
+        return path
+
+    def best_step(self) -> int | None:
+        """The step at which the best ones so far were saved; None: there are none."""
+        return next((step for step, _ in _list(self._directory, "best")), None)
+
+    def set_aside(self, after: int, names: Sequence[str] = ("ckpt",)) -> list[str]:
+        """Moves the checkpoints of steps above `after` where no run goes on from.
+
+        Args:
+            after: the step.
+            names: which ones: "ckpt", "best".
+
+        Returns:
+            their new path prefixes.
+
+        Raises:
+            RunError: they cannot be moved.
+        """
+        moved = []
+        for step, prefix in (found for name in names for found in _list(self._save_to, name)):
+            if step > after:
+                target = make_directory(os.path.join(self._save_to, SET_ASIDE))
+                moved.append(str(target / os.path.basename(prefix)))
+                try:
+                    _move(prefix, moved[-1])
+                except OSError as error:
+                    raise RunError(f"cannot move {prefix} to {target}: {error.strerror}") from None
+        return moved
+
+    def latest(self) -> str | None:
+        """Path prefix of the newest checkpoint in the directory, or None."""
+        return next((prefix for _, prefix in _list(self._directory)), None)
+
+    def restore(self, path: str | None = None) -> int:
+        """Restores all groups from `path` (prefix or directory; None: the newest here).
+
+        Returns:
+            The step that the checkpoint was saved at; 0 if path is None and there is no checkpoint
+            that can be read, of which is warned.
+
+        Raises:
+            RunError: see `restore`.
+        """
+        if path is None and not _list(self._directory):
+            return 0
+        try:
+            prefix, step = restore_newest(
+                path or self._directory, self._groups, optional=self._optional
+            )
+        except DamagedError as error:
+            if path is not None:
+                raise
+            say(f"warning: {error}: starting at step 0")
+            return 0
+        self._on_disk, self.step = prefix, step
+        with open_reader(prefix) as (_, reader):
+            if reader.has_tensor(_NOTE):
+                self.note = reader.get_tensor(_NOTE).decode()
+        return step
+
+    def _write(self, path: str, step: int, note: str) -> None:
         for group, variables in self._groups.items():
             for name, variable in _by_name(group, variables).items():
                 if variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
@@ -98,54 +199,63 @@ class Checkpoints:
                         f"{group}: {name} is not finite after step {step}; the checkpoints saved "
                         "before are kept: try a smaller --learning_rate, or --precision=float32"
                     )
-        self._step.assign(step)
+        self._saved_step.assign(step)
+        self._saved_note.assign(note)
+        unfinished = os.path.join(self._save_to, _UNFINISHED)
         try:
-            self._on_disk = self._manager.save(checkpoint_number=step)
-            return path
-        except (OSError, tf.errors.OpError) as error:
+            make_directory(unfinished)
+            written = self._checkpoint.write(os.path.join(unfinished, os.path.basename(path)))
+            verify(written)
+            for file in _files(written):
+                sync(file)
+            _move(written, path)
+            os.rmdir(unfinished)
+            sync(self._save_to)
+            # For tf.train.latest_checkpoint; nothing here reads it.
+            newest = os.path.basename(path)
+            if newest.startswith("ckpt"):
+                state = f'model_checkpoint_path: "{newest}"\n'
+                write_atomically(os.path.join(self._save_to, "checkpoint"), state)
+        except (OSError, RunError, tf.errors.OpError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise RunError(
                 f"cannot save the checkpoint of step {step} in {self._save_to}: {error}"
             ) from None
 
-    def latest(self) -> str | None:
-        """Path prefix of the newest checkpoint in the directory, or None."""
-        return _newest(self._directory)
-
-    def restore(self, path: str | None = None) -> int:
-        """Restores all groups from `path` (prefix or directory; None: the newest here).
-
-        Returns:
-            The step that the checkpoint was saved at; 0 if path is None and there is no checkpoint.
-
-        Raises:
-            RunError: see `restore`.
-        """
-        path = path or self.latest()
-        if path is None:
-            return 0
-        self._on_disk = find(path)
-        return restore(path, self._groups, optional=self._optional)
-
 
 def find(path: str) -> str:
-    """The path prefix of a checkpoint: of the newest one if `path` is a directory.
+    """The path prefix of a checkpoint: of the newest whole one if `path` is a directory.
+
+    Args:
+        path: a prefix, a directory, or DIRECTORY/best, the one of the best validation.
 
     Raises:
         RunError: there is none, or it has a name under which TensorFlow would not find it.
     """
-    check_plain(path, "the checkpoint")
     if os.path.isdir(path):
-        prefix = _newest(path)
-        if prefix is None:
-            raise RunError(f"there is no checkpoint in {path}")
-        return prefix
-    prefix = path.removesuffix(".index")
-    if not os.path.isfile(prefix + ".index"):
-        raise RunError(
-            f"there is no checkpoint {path}: give its path up to the step, such as "
-            f"checkpoints/{_PREFIX}-100, or its directory"
-        )
-    return prefix
+        return _try_newest(path, verify)[0]
+    return _find_named(path)
+
+
+def restore_newest(path: str, groups: Groups, **options: Any) -> tuple[str, int]:
+    """Restores as `restore` does, from the newest whole checkpoint of a directory.
+
+    A run beside may be saving, and removing its oldest: what has gone is not missed.
+
+    Args:
+        path: a directory, or what `find` takes.
+        groups, options: as in `restore`.
+
+    Returns:
+        the path prefix of what was restored, and its step.
+
+    Raises:
+        RunError: as in `restore`; a DamagedError if checkpoints are there and none is whole.
+    """
+    if not os.path.isdir(path):
+        prefix = _find_named(path)
+        return prefix, restore(prefix, groups, **options)
+    return _try_newest(path, lambda prefix: restore(prefix, groups, **options))
 
 
 def read_shapes(path: str, group: str) -> dict[str, tuple[int, ...]]:
@@ -210,24 +320,94 @@ def open_reader(path: str) -> Iterator[tuple[str, Any]]:
         yield prefix, tf.train.load_checkpoint(prefix)
     # The reader turns unreadable files into errors of several kinds.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
-        raise RunError(
+        for file in _files(prefix):
+            if os.path.exists(file) and not os.access(file, os.R_OK):
+                raise RunError(f"{file} may not be read: change its permissions") from None
+        raise DamagedError(
             f"the checkpoint {prefix} is damaged or incomplete ({explain(error)}): "
             "use another one of its directory"
         ) from None
 
 
-def _newest(directory: str) -> str | None:
-    """Path prefix of the newest checkpoint of a directory, or None."""
-    try:
-        prefix = tf.train.latest_checkpoint(directory)
-    except ValueError:  # for an empty file
-        prefix = None
-    if prefix is None:
-        # The file that names the newest is lost, but what it named need not be.
-        files = glob.glob(os.path.join(glob.escape(directory), f"{_PREFIX}-*.index"))
-        found = [file.removesuffix(".index") for file in files]
-        return max(found, key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
+def verify(prefix: str) -> None:
+    """Reads all that a checkpoint holds, whose check sums TensorFlow compares.
+
+    Raises:
+        DamagedError: it is not as it was written.
+    """
+    with open_reader(prefix) as (_, reader):
+        for key in reader.get_variable_to_shape_map():
+            reader.get_tensor(key)
+
+
+def _try_newest(directory: str, use: Callable[[str], Any]) -> tuple[str, Any]:
+    """The newest checkpoint in which `use` finds nothing damaged, and what that returned.
+
+    Raises:
+        RunError: there is no checkpoint in the directory; DamagedError: only damaged ones.
+    """
+    check_plain(directory, "the checkpoint")
+    tried: set[str] = set()
+    damaged = False
+    # What has come or gone meanwhile is seen in the next turn.
+    while left := [prefix for _, prefix in _list(directory) if prefix not in tried]:
+        try:
+            return left[0], use(left[0])
+        except DamagedError as error:
+            tried.add(left[0])
+            if os.path.exists(f"{left[0]}.index"):
+                damaged = True
+                say(f"warning: {error}: left out")
+    if damaged:
+        raise DamagedError(f"no checkpoint in {directory} is whole")
+    raise RunError(f"there is no checkpoint in {directory}")
+
+
+def _find_named(path: str) -> str:
+    """The path prefix of the checkpoint of that name, or of DIRECTORY/best."""
+    check_plain(path, "the checkpoint")
+    prefix = path.removesuffix(".index")
+    directory, name = os.path.split(prefix)
+    if name == BEST and (best := _list(directory, BEST)):
+        return best[0][1]
+    if not os.path.isfile(f"{prefix}.index"):
+        raise RunError(
+            f"there is no checkpoint {path}: give its path up to the step, such as "
+            "checkpoints/ckpt-100, or its directory"
+        )
     return prefix
+
+
+def _list(directory: str, name: str = "ckpt") -> list[tuple[int, str]]:
+    """Step and path prefix of each checkpoint of that name, whole or not; the newest first."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for file in os.listdir(directory):
+            prefix, extension = os.path.splitext(file)
+            match = _NAMES.fullmatch(prefix)
+            if extension == ".index" and match and match[1] == name:
+                found.append((int(match[2]), os.path.join(directory, prefix)))
+    return sorted(found, reverse=True)
+
+
+def _files(prefix: str) -> list[str]:
+    """The files of a checkpoint, the index last."""
+    data = sorted(glob.glob(f"{glob.escape(prefix)}.data-*"))
+    return [*data, f"{prefix}.index"]
+
+
+def _move(prefix: str, target: str) -> None:
+    """Renames a checkpoint's files, the index last; what is at the target goes."""
+    if os.path.exists(f"{target}.index"):
+        _remove(target)
+    for file in _files(prefix):
+        os.replace(file, target + file.removeprefix(prefix))
+
+
+def _remove(prefix: str) -> None:
+    """Removes a checkpoint, its index first: without it there is none."""
+    for file in reversed(_files(prefix)):
+        os.remove(file)
 
 
 def _match(

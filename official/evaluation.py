@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -275,29 +275,14 @@ def format_class_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_metrics(
-    path: str | os.PathLike[str],
-    metrics: dict[str, Any],
-    *,
-    split: str,
-    step: int,
-    checkpoint: str,
-) -> str:
-    """Writes metrics.json, whole or not at all.
+def write_metrics(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Writes metrics.json, whole or not at all; an older one is replaced.
 
     Args:
-        path: the file; an older one is replaced.
-        metrics: an Evaluator's.
-        split: the name of the split that was evaluated.
-        step: number of training steps of the network.
-        checkpoint: path of its checkpoint.
-
-    Returns:
-        the same JSON object on one line, without a line break.
+        path: the file.
+        record: an Evaluator's metrics, and of what they are.
 
     Raises:
         RunError: the file cannot be written.
     """
-    record = {**metrics, "split": split, "step": step, "checkpoint": checkpoint}
     write_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
-    return json.dumps(record, allow_nan=False)

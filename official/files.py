@@ -6,13 +6,19 @@ import fcntl
 import fnmatch
 import glob
 import os
+import re
 import shutil
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from official.errors import RunError, explain
+
+LOCK = "run.lock"
+"""The file in a directory that says which process has it."""
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -40,12 +46,101 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         try:
             with open(temporary, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             if os.path.exists(temporary):
                 os.remove(temporary)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Brings a file, or the names in a directory, to the disk: a power cut takes it no more."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(directory: str | os.PathLike[str]) -> None:
+    """Removes the temporary files of `write_atomically` whose process was killed."""
+    for path in Path(directory).glob("*.tmp"):
+        match = re.fullmatch(r".+\.(\d+)\.tmp", path.name)
+        with contextlib.suppress(OSError):
+            # Another machine has other processes, but none of them writes a file for a minute.
+            if match and not is_running(int(match[1])) and time.time() - path.stat().st_mtime > 60:
+                path.unlink()
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def own_directory(directory: str | os.PathLike[str], flag: str) -> Iterator[None]:
+    """Keeps other processes out of a directory, as far as they come through here too.
+
+    The lock is the operating system's, which takes it away with the process, even a killed one, and
+    on NFS shows it to other machines. Where there are no locks, the file that says who has the
+    directory stands for one: then a killed process leaves it locked to other machines.
+
+    Args:
+        directory: made if it is not there.
+        flag: the flag that names it; errors tell the user of it.
+
+    Raises:
+        RunError: another process has it, or may have it, or it cannot be written.
+    """
+    path = make_directory(directory) / LOCK
+    with _open_lock(path, flag) as file:
+        file.seek(0)
+        owner = file.read(200).strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{flag}={directory} is in use by {owner or 'another process'}: stop that first, "
+                "or choose another directory"
+            ) from None
+        except OSError:  # no locks here
+            host, _, number = owner.partition(", process ")
+            number = number.partition(" ")[0]
+            gone = host == socket.gethostname() and number.isdecimal()
+            if owner and not (gone and not is_running(int(number))):
+                raise RunError(
+                    f"{flag}={directory} is in use by {owner}, or was when that ended without a "
+                    f"word; its file system has no locks to tell: if it has ended, remove {path}"
+                ) from None
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        _say_owner(file, f"{socket.gethostname()}, process {os.getpid()} since {started}\n")
+        try:
+            yield
+        finally:
+            _say_owner(file, "")
+
+
+def _open_lock(path: Path, flag: str) -> IO[str]:
+    try:
+        return open(path, "a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{flag}: cannot write {path}: {error.strerror}") from None
+
+
+def _say_owner(file: IO[str], text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk; the lock holds without it
+        file.truncate(0)
+        file.write(text)
+        file.flush()
 
 
 def check_new_directory(path: str | os.PathLike[str], flag: str) -> None:

@@ -229,6 +229,54 @@ def distribute_batches(
         yield batch
 
 
+def name_images(
+    description: Description,
+    split: str,
+    step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    records: np.ndarray | None = None,
+    stream: int = 0,
+) -> list[str]:
+    """The names of the images in the batch of a step, counted from 0, of `make_train_batches`."""
+    chosen, read = make_record_reader(description, split)
+    chosen = chosen if records is None else np.asarray(records, np.int64)
+    epoch_examples = steps_per_epoch(len(chosen), batch_size) * batch_size
+    return [
+        read(
+            tf.constant(chosen)[
+                pick_record(tf.constant(number), len(chosen), epoch_examples, seed, stream)
+            ]
+        )["filename"]
+        .numpy()
+        .decode(errors="replace")
+        for number in np.arange(step * batch_size, (step + 1) * batch_size)
+    ]
+
+
+def check_labelled(description: Description, split: str) -> None:
+    """Checks that a split has a labelled pixel; it reads on until it has seen one.
+
+    Raises:
+        RunError: there is none, or a record cannot be used.
+    """
+    numbers, read = _make_reader(description, split)
+    void = description.ignore_label
+    dataset = tf.data.Dataset.from_tensor_slices(numbers).map(
+        lambda number: tf.reduce_any(tf.cast(read(number)[1], tf.int32) != void)
+    )
+    try:
+        if any(map(bool, dataset)):
+            return
+    except tf.errors.OpError as error:
+        raise make_data_error(error, description) from None
+    raise RunError(
+        f"{description.data_dir}: no image of split {split!r} has a labelled pixel (all are void, "
+        f"{void}): choose another split, or convert the data with its labels"
+    )
+
+
 def read_eval_images(
     description: Description,
     split: str,

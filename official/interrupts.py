@@ -52,6 +52,9 @@ class Interrupts:
         """The signal that is to be obeyed after `step` steps, on all workers; None: go on."""
         return self.received
 
+    def meet(self) -> None:
+        """Waits until all workers are here."""
+
     def __exit__(self, *exception: Any) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)

@@ -172,6 +172,12 @@ def rule_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return getattr(optimizer, "inner_optimizer", optimizer).variables
 
 
+def without_counter(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """`rule_variables` but for the count of the steps that were made."""
+    count = id(optimizer.iterations)
+    return [variable for variable in rule_variables(optimizer) if id(variable) != count]
+
+
 def loss_scale_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """What `with_loss_scale` adds to the state of a built optimizer; [] for one not wrapped."""
     if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

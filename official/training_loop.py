@@ -4,78 +4,54 @@ import contextlib
 import itertools
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tensorflow as tf
-
+from official.checkpoints import Checkpoints
 from official.errors import RunError
-from official.files import write_atomically
+from official.history import History, Row
 from official.interrupts import Interrupts
 from official.progress import Progress, say
 from official.training_step import Losses
 from official.workers import Crew
 
-Row = dict[str, Any]
-
 BUILDING = "building the graph, which can take a minute"
 
 
-class _History:
-    """history.jsonl, one object per report, and the same numbers as TensorBoard summaries.
+class _Measured:
+    """What the steps since the last report took and gave.
 
     Args:
-        model_dir: where the file is.
-        start_step: reports of later steps, which were not saved or are to be made again, go.
-        writes: False on all workers but the chief.
+        note: what `note` of another process returned after some of these steps; "" if that is not
+            known.
+
+    Attributes:
+        bad_in_a_row: how many steps until now changed nothing.
+        waited: seconds that steps waited for data.
     """
 
-    def __init__(self, model_dir: str, start_step: int, writes: bool) -> None:
-        self._path = os.path.join(model_dir, "history.jsonl")
-        self.rows = [row for row in read_history(model_dir) if row["step"] <= start_step]
-        self._writer = None
-        if writes:
-            write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-            self._writer = tf.summary.create_file_writer(os.path.join(model_dir, "summaries"))
+    def __init__(self, note: str) -> None:
+        self._start()
+        kept = json.loads(note) if note else {}
+        self._sums: dict[str, list[Any]] = kept.get("sums", {})
+        self._left_out: int = kept.get("left_out", 0)
+        self.bad_in_a_row: int = kept.get("bad_in_a_row", 0)
 
-    def has(self, step: int) -> bool:
-        return any(row["step"] == step for row in self.rows)
-
-    def append(self, row: Row) -> None:
-        self.rows.append(row)
-        if self._writer is None:
-            return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with self._writer.as_default():
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
-                    tf.summary.scalar(name, value, step=row["step"])
-        self._writer.flush()
-
-
-def read_history(model_dir: str) -> list[Row]:
-    """The reports in history.jsonl, [] if there is none; a line that a kill cut off is left out."""
-    path, rows = os.path.join(model_dir, "history.jsonl"), []
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    rows.append(json.loads(line))
-                except ValueError:
-                    break
-    return rows
-
-
-class _Measured:
-    """What the steps since the last report took and gave."""
-
-    def __init__(self) -> None:
-        self.losses: list[Losses] = []
-        self.waited, self._since = 0.0, time.monotonic()
+    def _start(self) -> None:
+        self._steps, self.waited, self._since = 0, 0.0, time.monotonic()
         self._apart, self._apart_steps = 0.0, 0
+
+    def start_next(self) -> None:
+        """Begins anew, after a report."""
+        self._start()
+        self._sums, self._left_out = {}, 0
+
+    def note(self) -> str:
+        """For a checkpoint: that the next report is the same whoever makes it."""
+        return json.dumps(
+            {"sums": self._sums, "left_out": self._left_out, "bad_in_a_row": self.bad_in_a_row}
+        )
 
     @contextlib.contextmanager
     def apart(self, steps: int) -> Iterator[None]:
@@ -85,21 +61,31 @@ class _Measured:
         self._apart += time.monotonic() - before
         self._apart_steps += steps
 
-    def means(self, batch_size: int) -> dict[str, float]:
-        """Mean of every loss, images_per_s and wait_share."""
-        names = {name: None for step in self.losses for name in step}
-        values = {
-            name: [float(step[name]) for step in self.losses if name in step] for name in names
-        }
+    def add(self, losses: dict[str, float]) -> None:
+        """Counts a step."""
+        self._steps, self.bad_in_a_row = self._steps + 1, 0
+        for name, value in losses.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = [total + value, count + 1]
+
+    def leave_out(self) -> None:
+        """Counts a step that changed nothing."""
+        self._steps, self.bad_in_a_row = self._steps + 1, self.bad_in_a_row + 1
+        self._left_out += 1
+
+    def means(self, batch_size: int) -> Row:
+        """Mean of every loss; of steps made here, images_per_s and wait_share too."""
+        row: Row = {name: total / count for name, (total, count) in self._sums.items()}
+        if self._left_out:
+            row["left_out_steps"] = self._left_out
         elapsed = time.monotonic() - self._since
-        steps, seconds = len(self.losses) - self._apart_steps, elapsed - self._apart
+        steps, seconds = self._steps - self._apart_steps, elapsed - self._apart
         if not steps:  # all of them were the first of their kind
-            steps, seconds = len(self.losses), elapsed
-        return {
-            **{name: sum(some) / len(some) for name, some in values.items()},
-            "images_per_s": batch_size * steps / seconds,
-            "wait_share": self.waited / elapsed,
-        }
+            steps, seconds = self._steps, elapsed
+        if steps:
+            row["images_per_s"] = batch_size * steps / seconds
+            row["wait_share"] = self.waited / elapsed
+        return row
 
 
 def run(
@@ -113,9 +99,12 @@ def run(
     total_steps: int,
     epoch_steps: int,
     batch_size: int,
-    save: Callable[[int], Any],
+    store: Checkpoints,
     save_every: int,
     report_every: int,
+    worst_loss: float = math.inf,
+    max_bad_steps: int = 0,
+    explain: Callable[[str, int, str | None], str] = lambda loss, step, prefix: "",
     steps_per_loop: int = 1,
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
@@ -132,15 +121,23 @@ def run(
             for each the scalar losses by name.
         batches: of tuples, from that of `start_step` on.
         report: is given the number of steps made, every `report_every` and at the end. What it
-            returns becomes a row of history.jsonl, together with step, epoch, and since the last
-            report the mean of each loss, images_per_s (without the steps for which a graph was
-            built), and wait_share, the part 0..1 of the time that steps waited for data.
-            "val_miou" is shown.
-        model_dir: where history.jsonl and summaries are.
+            returns becomes a row of history.jsonl, together with step, epoch, the step of the
+            newest checkpoint as "saved", and since the last report the mean of each loss,
+            left_out_steps, images_per_s (without the steps for which a graph was built), and
+            wait_share, the part 0..1 of the time that steps waited for data. Where steps before an
+            interruption are not in the means, "resumed_within" is true. "val_miou" is shown, and
+            the weights of the highest one kept.
+        model_dir: where history.jsonl and summaries are; it exists.
         epoch_steps: steps in an epoch, for the reports.
         batch_size: images a step, for the rate.
-        save: is given the number of steps made, every `save_every` and at the end; never after a
-            loss that was not finite.
+        store: of the run, restored to `start_step`. It saves every `save_every` steps and at the
+            end, when the losses of all steps made were good.
+        worst_loss: a loss above it is not good.
+        max_bad_steps: so many steps in a row may have a loss that is not finite; `steps` has not
+            changed anything in them.
+        explain: is given the name of a loss that is not good, the number of its step, from 1, and
+            the path prefix of the newest checkpoint from before that, or None; what it returns ends
+            the error's line.
         steps_per_loop: so many steps are made in one call; fewer where a save or a report is due.
         passes: is given the number of steps made before a step; how often the step goes through
             the network, for the time left.
@@ -151,7 +148,7 @@ def run(
         all rows of history.jsonl.
 
     Raises:
-        RunError: a loss is not finite.
+        RunError: a loss is not good.
     """
 
     def is_due(every: int) -> bool:
@@ -161,18 +158,39 @@ def run(
         until = [every - done % every for every in (save_every, report_every)]
         return min(steps_per_loop, total_steps - done, *until)
 
-    def make_report(means: dict[str, float]) -> str:
+    def make_report() -> str:
+        means = measured.means(batch_size)
         with progress.pause():
             row = {"step": done, "epoch": done / epoch_steps, **means, **report(done)}
+        row["saved"] = store.step
+        if is_cut and len(history.rows) == rows_before:
+            row["resumed_within"] = True
+        if _is_best(row, history.rows, store.best_step()):
+            store.save_best(done)
         history.append(row)
+        measured.start_next()
         return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
 
     def note() -> str:
         return _note(last, said)
 
-    def check_finite() -> None:
+    def check_losses() -> None:
+        """Looks at the losses of the steps made so far, and counts them."""
         while unchecked:
-            _check_finite(*unchecked.pop(0), name)
+            step, losses = unchecked.pop(0)
+            values = {key: float(value) for key, value in losses.items()}
+            bad = next((key for key, x in values.items() if not _is_good(x, worst_loss)), None)
+            if bad is None:
+                measured.add(values)
+                continue
+            what = f"{name}: {bad} is {values[bad]:.6g} at step {step}"
+            if math.isfinite(values[bad]) or measured.bad_in_a_row == max_bad_steps:
+                raise _BadLossError(_set_aside(store, bad, step, what, explain))
+            measured.leave_out()
+            say(
+                f"warning: {what}: the step changes nothing ({measured.bad_in_a_row} in a row, "
+                f"--max_bad_steps={max_bad_steps})"
+            )
 
     def first_of_its_kind(arguments: list[tuple[Any, ...]]) -> bool:
         """Whether a graph has to be made for this call: its steps take more, or fewer, batches."""
@@ -183,7 +201,7 @@ def run(
     done, last, said = start_step, Losses(), ""
     known: set[int] = set()
     unchecked: list[tuple[int, Losses]] = []
-    history = _History(model_dir, start_step, writes)
+    history = History(model_dir, start_step, writes)
     say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
     progress = Progress(
         name,
@@ -194,7 +212,11 @@ def run(
         pauses=math.ceil(total_steps / report_every) - done // report_every,
         keep=True,
     )
-    measured = _Measured()
+    measured, rows_before = _Measured(store.note), len(history.rows)
+    if history.has(start_step):
+        measured.start_next()
+    # Checkpoints of earlier versions do not tell what the steps before them gave.
+    is_cut = start_step > 0 and not store.note and not history.has(start_step)
     with interrupts or Interrupts() as interrupts:
         with progress:
             stop = interrupts.agree(done)
@@ -202,7 +224,7 @@ def run(
                 # Until the first step is done, which can take minutes, there is nothing to save.
                 interrupts.at_once = True
                 if start_step and is_due(report_every) and not history.has(start_step):
-                    said = make_report({})
+                    said = make_report()
                 while done < total_steps and stop is None:
                     before = time.monotonic()
                     arguments = list(itertools.islice(batches, steps_to_go()))
@@ -216,56 +238,71 @@ def run(
                         work = sum(map(passes, range(done, done + len(made))))
                         done, last = done + len(made), made[-1]
                         progress.advance(len(made), note, work=work)
-                    measured.losses.extend(made)
-                    check_finite()  # The call before: this one may still be running.
+                    check_losses()  # The call before: this one may still be running.
                     unchecked.extend(enumerate(made, done + 1 - len(made)))
 
                     stop = interrupts.agree(done)
                     if stop is not None or is_due(save_every) or is_due(report_every):
-                        check_finite()
+                        check_losses()
                     # Where a report is ended with the process, nothing can be saved then.
                     is_last_chance = is_due(report_every) and not interrupts.raises
                     if stop is not None or is_due(save_every) or is_last_chance:
-                        save(done)
+                        store.save(done, measured.note())
                     if stop is None and is_due(report_every):
-                        means = measured.means(batch_size)
                         interrupts.at_once = True
-                        said = make_report(means)
+                        said = make_report()
                         interrupts.at_once = False
-                        measured = _Measured()
                 if stop is None:
                     stop = interrupts.agree(done)
             except KeyboardInterrupt:
                 stop = interrupts.received
                 if done > start_step:
-                    save(done)
-            except _NotFiniteError:
+                    store.save(done, measured.note())
+            except _BadLossError:
                 raise
             except RunError:  # bad data: the steps made are good and need not be made again
-                check_finite()
+                check_losses()
                 if done > start_step:
-                    save(done)
+                    store.save(done, measured.note())
                 raise
         if stop is not None:
-            saved = f"stopped and saved at step {done}" if done else "stopped before the first step"
-            say(f"{saved}: the same command goes on from there")
+            so_far = (
+                f"stopped and saved at step {done}" if done else "stopped before the first step"
+            )
+            say(f"{so_far}: the same command goes on from there")
             raise SystemExit(128 + stop)
     return history.rows
 
 
-class _NotFiniteError(RunError):
-    """A loss is NaN or infinite: what was computed since the last save is not to be kept."""
+class _BadLossError(RunError):
+    """A loss is not good: what was computed since the last save is not to be kept."""
+
+
+def _is_good(loss: float, worst: float) -> bool:
+    return math.isfinite(loss) and abs(loss) <= worst
+
+
+def _set_aside(
+    store: Checkpoints,
+    loss: str,
+    step: int,
+    what: str,
+    explain: Callable[[str, int, str | None], str],
+) -> str:
+    """Takes the checkpoint whose weights gave a bad loss out of the way; the error's line."""
+    moved = store.set_aside(after=step - 2)  # the loss is that of the weights after step - 1
+    aside = f"; {moved[0]} is kept apart, as it led there" if moved else ""
+    return f"{what}{aside}{explain(loss, step, store.latest())}"
+
+
+def _is_best(row: Row, rows: list[Row], best_step: int | None) -> bool:
+    """Whether a report's mIoU is above that of the best one, whose weights are kept."""
+    if row.get("val_miou") is None:
+        return False
+    best = next((other for other in rows if other["step"] == best_step), {})
+    return best.get("val_miou") is None or row["val_miou"] > best["val_miou"]
 
 
 def _note(losses: Losses, said: str) -> str:
     values = [f"{key} {float(value):.4f}" for key, value in losses.items()]
     return ", ".join([*values, said] if said else values)
-
-
-def _check_finite(step: int, losses: Losses, name: str) -> None:
-    for key, value in losses.items():
-        if not math.isfinite(float(value)):
-            raise _NotFiniteError(
-                f"{name}: {key} is {float(value)} at step {step}; the checkpoints saved before are "
-                "kept: try a smaller --learning_rate, or --precision=float32"
-            )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from official.distribution import sum_over_replicas
@@ -74,6 +75,37 @@ def multi_step(step: Callable[..., Losses]) -> Callable[..., list[Losses]]:
     return tf.function(  # type: ignore[no-any-return]
         lambda *arguments: [step(*own) for own in arguments], autograph=False
     )
+
+
+def undo_bad(
+    step: Callable[..., Losses], variables: Sequence[keras.Variable]
+) -> Callable[..., Any]:
+    """A step that leaves the variables as they were where it makes something not finite.
+
+    Its losses are NaN then. It costs a copy of the variables, and a look at each.
+
+    Args:
+        step: is called in the strategy's scope, outside of its replicas.
+        variables: all that it changes, without counters of steps.
+    """
+
+    def undoing(*batches: Any) -> Losses:
+        before = [tf.identity(variable.value) for variable in variables]
+        losses = step(*batches)
+        floats = [v.value for v in variables if tf.as_dtype(v.dtype).is_floating]
+        good = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(x)) for x in [*losses.values(), *floats]]
+        )
+
+        def restore() -> tf.Tensor:
+            for variable, value in zip(variables, before, strict=True):
+                variable.value.assign(value)
+            return tf.constant(False)
+
+        tf.cond(good, lambda: tf.constant(True), restore)
+        return {name: tf.where(good, loss, np.nan) for name, loss in losses.items()}
+
+    return undoing
 
 
 def compute_gradients(

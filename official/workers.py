@@ -350,7 +350,7 @@ class Crew:
     @at_once.setter
     def at_once(self, value: bool) -> None:
         if value:
-            self._meet("")  # Now all have saved what they had to.
+            self.meet()  # Now all have saved what they had to.
         with self._changed:
             self._at_once = value
             if value and self.received is not None:
@@ -366,6 +366,10 @@ class Crew:
         with self._changed:
             self._is_ending = number is not None
         return number
+
+    def meet(self) -> None:
+        """Waits until all workers are here."""
+        self._meet("")
 
     def leave(self) -> None:
         """Ends the agreement; for a moment it waits for the others to leave too."""

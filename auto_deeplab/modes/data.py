@@ -176,17 +176,41 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Reports:
-    """When a run says how it does, and when it saves.
+    """When a run says how it does, what it saves, and what it bears.
 
     Attributes:
         eval_every: steps between two reports with an evaluation; None: see the mode.
         save_every: steps between two checkpoints; None: one with each report.
+        keep_checkpoints: how many of the newest are kept, beside the best.
         max_eval_images: how many images of the split are evaluated; None: all.
+        max_bad_steps: how many steps in a row may have a loss, or lead to values, that are not
+            finite; they change nothing.
     """
 
     eval_every: int | None = None
     save_every: int | None = None
+    keep_checkpoints: int = 3
     max_eval_images: int | None = None
+    max_bad_steps: int = 0
+
+    def check(self) -> None:
+        """Raises UsageError if a run could lose what it goes on from."""
+        check_positive(self, "eval_every", "save_every", "max_eval_images")
+        if self.keep_checkpoints < 2:
+            raise UsageError(
+                f"--keep_checkpoints={self.keep_checkpoints}: give at least 2; whether the newest "
+                "is good, only the loss of the next step tells"
+            )
+        if self.max_bad_steps < 0:
+            raise UsageError(f"--max_bad_steps={self.max_bad_steps} must not be below 0")
+
+
+def worst_loss(num_classes: int, class_weights: Sequence[float] | None) -> float:
+    """The loss above which a run has diverged: a hundred times that of a guess.
+
+    Whoever takes all classes for equally likely has the cross entropy ln C, times the class weight.
+    """
+    return 100 * math.log(num_classes) * max(class_weights or [1.0], default=1.0)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -212,6 +236,8 @@ def check_training_data(
     class_weights: list[float] | None,
 ) -> None:
     """Raises UsageError if batch, crop or weights do not fit the devices or the data.
+
+    RunError if a split has no label.
 
     Args:
         data, description: what is to be trained on.
@@ -244,7 +270,8 @@ def check_training_data(
         batches.scales(),
         batches.resize_longer_side,
     )
-    description.split(data.eval_split)
+    for split in dict.fromkeys((batches.train_split, data.eval_split)):
+        input_pipeline.check_labelled(description, split)
 
 
 def make_validation(

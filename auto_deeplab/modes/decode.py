@@ -7,14 +7,13 @@ from typing import Any
 from auto_deeplab.modes.data import PathLike
 from auto_deeplab.report import figures
 from auto_deeplab.runs import run_record
-from auto_deeplab.runs.saved_network import find_checkpoint
+from auto_deeplab.runs.saved_network import locate_checkpoint
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.space import decoding
 from auto_deeplab.space.genotype import Genotype
-from official import checkpoints
+from official import checkpoints, history
 from official.progress import say
-from official.training_loop import read_history
 
 
 def decode(model_dir: PathLike, *, checkpoint: PathLike | None = None) -> Genotype:
@@ -22,7 +21,7 @@ def decode(model_dir: PathLike, *, checkpoint: PathLike | None = None) -> Genoty
 
     Args:
         model_dir: of a search.
-        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
 
     Raises:
         UsageError: model_dir holds no search.
@@ -32,8 +31,9 @@ def decode(model_dir: PathLike, *, checkpoint: PathLike | None = None) -> Genoty
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     record = run_record.read(model_dir, "search")
     architecture = make_architecture(record["identity"])
-    path = find_checkpoint(model_dir, checkpoint)
-    step = checkpoints.restore(path, {"architecture": architecture.variables})
+    _, step = checkpoints.restore_newest(
+        locate_checkpoint(model_dir, checkpoint), {"architecture": architecture.variables}
+    )
     seed = record["identity"]["seed"]
     return write_architecture(model_dir, architecture, step, record["dataset"], seed)
 
@@ -65,7 +65,7 @@ def write_architecture(
     genotype.save(os.path.join(model_dir, run_record.GENOTYPE))
     figures.draw_network(genotype, run_record.make_figure_path(model_dir, "network"), beta=beta)
     figures.draw_cell(genotype, run_record.make_figure_path(model_dir, "cell"))
-    rows = read_history(model_dir)
+    rows = history.read(model_dir)
     if rows:
         uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
         figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"), uniform)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ def evaluate(
     views: Views = Views(),
     max_eval_images: int | None = None,
     output: PathLike | None = None,
+    show: Callable[[dict[str, Any]], None] = lambda metrics: None,
     devices: Devices = Devices(),
     checkpoint: PathLike | None = None,
 ) -> dict[str, Any]:
@@ -56,8 +57,9 @@ def evaluate(
         views: how each image is looked at.
         max_eval_images: so many images, spread evenly over the split; None: all.
         output: the file for the metrics; None: in model_dir, under a name that says what they are.
+        show: is given what is returned before anything is written, which may fail.
         devices: where it runs.
-        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
 
     Returns:
         what the file for the metrics holds.
@@ -94,12 +96,15 @@ def evaluate(
         step=step if checkpoint else None,
         views=views,
     )
+    what = {"split": data.eval_split, "step": step, "checkpoint": path}
+    whole: dict[str, Any] = json.loads(json.dumps(metrics | what, allow_nan=False))
+    show(whole)
     written, table, picture = name_files(model_dir, output, name)
+    write_metrics(written, whole)
     confusion_matrix.write(table, counts, metrics["class_names"])
     confusion_matrix.draw(picture, counts, metrics, split=data.eval_split, step=step)
-    line = write_metrics(written, metrics, split=data.eval_split, step=step, checkpoint=path)
     say(f"written: {written}, {table}, {picture}")
-    return json.loads(line)  # type: ignore[no-any-return]
+    return whole
 
 
 def is_trained_on(record: run_record.Record, description: Description) -> bool:

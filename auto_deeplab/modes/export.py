@@ -28,7 +28,7 @@ def export(
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
         num_classes: the number of classes that is expected; another one is an error.
         devices: where the graph is made.
-        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
 
     Returns:
         the SavedModel's directory.

@@ -82,6 +82,7 @@ USED: dict[str, tuple[str, ...]] = {
     "eval_split": _DATA,
     "eval_every": _LEARNING,
     "save_every": _LEARNING,
+    "keep_checkpoints": _LEARNING,
     "max_eval_images": (*_LEARNING, "eval"),
     "checkpoint": ("search", "decode", "train", "eval", "predict", "export"),
     "distribution_strategy": _RUNNING,
@@ -89,6 +90,7 @@ USED: dict[str, tuple[str, ...]] = {
     "sync_batch_norm": _LEARNING,
     "jit_compile": _LEARNING,
     "steps_per_loop": _LEARNING,
+    "max_bad_steps": _LEARNING,
     "deterministic": _RUNNING,
     "crop_size": _SHAPE,
     "batch_size": _LEARNING,
@@ -149,12 +151,13 @@ SEARCH_IDENTITY = (
     *("arch_learning_rate", "arch_weight_decay", "arch_betas"),
     *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
     *("class_weights", "alpha_sharing", "second_order", "cost_weight", "cost_budget"),
+    *("precision", "sync_batch_norm"),
 )
 TRAIN_IDENTITY = (
     *("seed", "train_split", "batch_size", *AUGMENTATION, "train_steps"),
     *("learning_rate", "weight_decay", "gradient_clip_norm", "init_checkpoint", *NETWORK),
     *("class_weights", "top_k_pixels", "hard_mining_steps", "ema_decay"),
-    "last_layer_learning_rate_multiplier",
+    *("last_layer_learning_rate_multiplier", "precision", "sync_batch_norm"),
 )
 
 
@@ -282,6 +285,13 @@ _count(
     None,
     "The number of steps between two checkpoints. Without it one is saved with each report.",
 )
+flags.DEFINE_integer(
+    "keep_checkpoints",
+    3,
+    "The number of checkpoints that are kept: the newest ones, beside the one of the best "
+    "validation. Whether the newest is good, only the loss of the next step tells: so at least 2.",
+    lower_bound=2,
+)
 _count(
     "max_eval_images",
     None,
@@ -290,8 +300,10 @@ _count(
 _plain_path(
     "checkpoint",
     None,
-    "The checkpoint to read: its path up to the step, such as RUN/checkpoints/ckpt-100, or a "
-    "directory, whose newest is taken. Without it the newest of --model_dir is taken.",
+    "The checkpoint to read: its path up to the step, such as RUN/checkpoints/ckpt-100, a "
+    "directory, whose newest is taken, or best, the one of the best validation. Without it the "
+    "newest of --model_dir is taken. A search or training is led back to it, once: what came after "
+    "is set aside, and rates may be others from there on.",
 )
 flags.DEFINE_enum(
     "distribution_strategy",
@@ -322,6 +334,13 @@ _count(
     1,
     "The number of steps that are made in one call of TensorFlow. More than 1 helps where steps "
     "are short.",
+)
+flags.DEFINE_integer(
+    "max_bad_steps",
+    0,
+    "The number of steps in a row that may have a loss, or lead to values, that are not finite. "
+    "They change nothing; one more ends the run.",
+    lower_bound=0,
 )
 flags.DEFINE_bool(
     "deterministic",

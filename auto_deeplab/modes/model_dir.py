@@ -1,8 +1,10 @@
 """What modes share of model_dir: whether a run may begin or go on there, and what it holds."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
 from auto_deeplab.runs.saved_network import load_network as load_saved_network
+from auto_deeplab.runs.saved_network import locate_checkpoint
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
-from official import checkpoints, distribution, optimizers
-from official.errors import UsageError
+from official import checkpoints, distribution, history, optimizers
+from official.errors import RunError, UsageError
 from official.evaluation import Logits
-from official.files import write_atomically
+from official.files import own_directory, remove_leftovers, write_atomically
 from official.progress import say
 from official.records import Description
 from official.sizes import OWN_SIZE, Sizes
@@ -67,13 +70,34 @@ def check_model_dir(
     Raises:
         UsageError: it cannot; OtherRunError if because another run is there.
     """
-    run_record.check(model_dir, mode, identity, defaults)
+    free = run_record.STEERING if checkpoint else ()
+    run_record.check(model_dir, mode, identity, defaults, free)
     own = Path(model_dir, "checkpoints")
-    if checkpoint and not Path(checkpoint).resolve().is_relative_to(own.resolve()):
+    given = Path(locate_checkpoint(model_dir, checkpoint))
+    if not given.resolve().is_relative_to(own.resolve()):
         raise UsageError(
             f"--checkpoint={checkpoint} is not in {own}: --mode={mode} goes on from "
             "its own checkpoints only; --init_checkpoint starts a training from another's"
         )
+
+
+@contextlib.contextmanager
+def own_model_dir(model_dir: str, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Makes model_dir and keeps other runs out of it; the chief does so for all workers.
+
+    Raises:
+        RunError: another process has it, or it cannot be written.
+    """
+    workers = distribution.interrupts_of(strategy)
+    if not distribution.is_chief(strategy):
+        workers.meet()
+        yield
+        return
+    with own_directory(model_dir, "--model_dir"):
+        for directory in (model_dir, os.path.join(model_dir, "figures")):
+            remove_leftovers(directory)
+        workers.meet()  # Only now may the others touch what is theirs below it.
+        yield
 
 
 def write_record(
@@ -83,6 +107,7 @@ def write_record(
     description: Description,
     flagfile: str | None,
     facts: Record | None = None,
+    branches: Sequence[Record] = (),
 ) -> None:
     """Writes run.json, and flags.cfg, with which the run can be resumed.
 
@@ -91,16 +116,34 @@ def write_record(
         description: of the data.
         flagfile: the content of flags.cfg; None: none is written.
         facts: more that run.json is to hold.
+        branches: where the run was led back, if it was.
     """
-    own = {
+    own: Record = {
         "dataset": description.name,
         "class_names": description.class_names,
         "palette": description.palette,
         run_record.SCALE: Sizes.from_options(description.options).to_options(),
     }
+    if branches:
+        own[run_record.BRANCHES] = list(branches)
     run_record.write(model_dir, mode, identity, own | (facts or {}))
     if flagfile is not None:
         write_atomically(os.path.join(model_dir, run_record.FLAGS_FILE), flagfile)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on.
+
+    Attributes:
+        store: its checkpoints, restored.
+        step: how many steps are made.
+        branches: for write_record.
+    """
+
+    store: checkpoints.Checkpoints
+    step: int
+    branches: Sequence[Record]
 
 
 def restore(
@@ -108,14 +151,24 @@ def restore(
     checkpoint: str | None,
     strategy: tf.distribute.Strategy,
     groups: Mapping[str, tuple[Any, keras.optimizers.Optimizer | None]],
-) -> tuple[checkpoints.Checkpoints, int]:
-    """The run's checkpoints, and the step of the one that has been restored; 0: there is none.
+    identity: Record,
+    keep: int,
+) -> Start:
+    """Restores the newest checkpoint that is whole, or the one that is asked for.
+
+    One that is asked for leads the run back, once: what came after it is set aside. When the same
+    command is given again, as after a kill, the run goes on from its newest.
 
     Args:
         model_dir: the run's.
         checkpoint: which one; None: the newest.
         strategy: the run's.
         groups: name -> (variables, their optimizer or None).
+        identity: the run's; flags of run_record.STEERING may have changed.
+        keep: how many checkpoints are kept.
+
+    Raises:
+        RunError: the run has reports and no checkpoint, or the one asked for cannot be used.
     """
     directory = os.path.join(model_dir, "checkpoints")
     saved, optional = {}, []
@@ -129,10 +182,68 @@ def restore(
     store = checkpoints.Checkpoints(
         directory,
         saved,
+        keep,
         save_to=distribution.worker_directory(directory, strategy),
         optional=optional,
     )
-    return store, store.restore(checkpoint)
+    record = run_record.read_if_there(model_dir)
+    branches = record.get(run_record.BRANCHES, [])
+    changed = run_record.differences(record, identity, {}) if record else {}
+    if checkpoint and not changed and branches and branches[-1]["checkpoint"] == checkpoint:
+        say(f"--checkpoint={checkpoint} led back there before: going on from the newest")
+        checkpoint = None
+    if checkpoint is None:
+        check_not_lost(model_dir, store.latest())
+        step = store.restore()
+        moved = store.set_aside(step)  # those that are damaged
+    else:
+        step = store.restore(locate_checkpoint(model_dir, checkpoint))
+        moved = store.set_aside(step, ("ckpt", "best"))
+        branches = [*branches, {"checkpoint": checkpoint, "step": step, "changed": changed}]
+    if moved:
+        say(f"{', '.join(map(os.path.basename, moved))} kept apart in {os.path.dirname(moved[0])}")
+    return Start(store, step, branches)
+
+
+def check_not_lost(model_dir: str, newest: str | None) -> None:
+    """Raises RunError if a run that has saved has no checkpoint any more."""
+    rows = [] if newest else history.read(model_dir)
+    # Earlier versions do not tell whether they had saved.
+    if rows and rows[-1].get("saved", rows[-1]["step"]):
+        raise RunError(
+            f"{os.path.join(model_dir, history.FILE)} tells of {rows[-1]['step']} steps, but "
+            f"{os.path.join(model_dir, 'checkpoints')} holds no checkpoint: restore it, or begin "
+            "anew in another --model_dir"
+        )
+
+
+def explain_bad_loss(
+    model_dir: str,
+    images: Sequence[str],
+    rates: Mapping[str, float],
+    prefix: str | None,
+    command: Sequence[str],
+) -> str:
+    """What a user does about a loss that is not good, in the words that end the error's line.
+
+    Args:
+        model_dir: the run's.
+        images: the names of those that gave the loss.
+        rates: flag -> the value to try.
+        prefix: of the newest checkpoint from before; None: there is none.
+        command: with which the command line begins.
+    """
+    flags = [f"--flagfile={os.path.join(model_dir, run_record.FLAGS_FILE)}"]
+    flags += [f"--{name}={value:.3g}" for name, value in rates.items()]
+    if prefix:
+        flags.append(f"--checkpoint={prefix}")
+    else:  # what is there cannot be gone on from
+        flags.append(f"--model_dir={model_dir.rstrip('/')}_2")
+    shown = ", ".join(run_record.shorten(name) for name in images[:2])
+    return (
+        f" (images {shown}{', ...' if len(images) > 2 else ''}); to go on at a lower rate: "
+        f"{shlex.join([*command, *flags])}"
+    )
 
 
 def add_loss_scale(

@@ -46,7 +46,7 @@ def predict(
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
         submission: one of official.submission.FORMS; None: label maps and overlays.
         devices: where it runs.
-        checkpoint: a path up to the step, or a directory of checkpoints; None: the newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
 
     Returns:
         the files, one for each image.

@@ -20,15 +20,18 @@ from auto_deeplab.modes.data import (
     check_positive,
     check_training_data,
     make_validation,
+    worst_loss,
 )
 from auto_deeplab.modes.decode import make_architecture, write_architecture
 from auto_deeplab.modes.flag_definitions import SEARCH_IDENTITY
 from auto_deeplab.modes.model_dir import (
     add_loss_scale,
     check_model_dir,
+    explain_bad_loss,
     identify_data,
     list_defaults,
     make_identity,
+    own_model_dir,
     restore,
     write_record,
 )
@@ -209,7 +212,7 @@ def search(
         recompute: what the backward pass computes again, one of execution.RECOMPUTE.
         reports: without eval_every there is one after each epoch.
         seed: of everything random.
-        checkpoint: one of this run's, from which it goes on; None: the newest.
+        checkpoint: one of this run's, or "best", to which it is led back; None: the newest.
         flagfile: the content of flags.cfg, with which the command line resumes the run.
         command: with which the command line begins, for the one that is proposed at the end.
 
@@ -218,7 +221,8 @@ def search(
 
     Raises:
         UsageError: the arguments contradict each other, the data, the devices or model_dir.
-        RunError: the data cannot be read, a file not be written, or a loss is not finite.
+        RunError: the data cannot be read, a file not be written, another process has model_dir, or
+            a loss is not good (training_loop.run).
         SystemExit: SIGINT, SIGTERM or SIGHUP came; the state is saved.
     """
     model_dir = os.fspath(model_dir)
@@ -227,6 +231,7 @@ def search(
     space.check()
     schedule.check()
     batches.check()
+    reports.check()
     check_choice("recompute", recompute, RECOMPUTE)
     if space.stem_filters is None:
         default = default_stem_filters(space.num_blocks, space.filter_multiplier)
@@ -234,7 +239,7 @@ def search(
         space = replace(space, stem_filters=tuple(filters))
     table = cost_limit.load(space)
     identity = make_identity(
-        *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit),
+        *(SEARCH_IDENTITY, data, batches, space, schedule, cost_limit, devices, compilation),
         class_weights=class_weights,
         seed=seed,
     )
@@ -279,78 +284,105 @@ def search(
             cost_term=cost_limit.make_term(table, space),
             second_order=schedule.second_order,
             jit_compile=compilation.jit_compile,
+            undoes_bad_steps=reports.max_bad_steps > 0,
         )
     architecture, weights = searching.architecture, searching.supernet.variables
     groups = {
         "weights": (weights, searching.weight_optimizer),
         "architecture": (architecture.variables, searching.architecture_optimizer),
     }
-    store, start_step = restore(model_dir, checkpoint, strategy, groups)
-    is_chief = distribution.is_chief(strategy)
-    if is_chief:
-        write_record(model_dir, "search", identity, description, flagfile)
+    with own_model_dir(model_dir, strategy):
+        is_chief = distribution.is_chief(strategy)
+        check_model_dir(model_dir, "search", identity, defaults, checkpoint)
+        start = restore(model_dir, checkpoint, strategy, groups, identity, reports.keep_checkpoints)
+        # A constant rate is a variable, which came from the checkpoint.
+        searching.architecture_optimizer.learning_rate = schedule.arch_learning_rate
+        if is_chief:
+            write_record(
+                *(model_dir, "search", identity, description, flagfile), branches=start.branches
+            )
 
-    evaluate = make_validation(
-        searching.logits, description, data.eval_split, strategy, reports.max_eval_images
-    )
-
-    def report(done: int) -> Row:
-        in_phase_one = done <= first_search_step
-        return {
-            "phase": "weights" if in_phase_one else "weights and architecture",
-            "learning_rate": float(rate(done - 1)),
-            **evaluate(),
-            **bilevel.report(architecture, searching.expected_cost()),
-        }
-
-    def stream(number: int, first_step: int) -> Iterator[Any]:
-        return input_pipeline.distribute_batches(
-            *(strategy, description, batches.train_split),
-            start_step=max(0, start_step - first_step),
-            records=halves[number],
-            seed=seed,
-            stream=number,
-            **batches.options(),
+        evaluate = make_validation(
+            searching.logits, description, data.eval_split, strategy, reports.max_eval_images
         )
 
-    stream_a, stream_b = stream(0, 0), stream(1, first_search_step)
-    report_every = reports.eval_every or epoch_steps
-    rows = run(
-        "search",
-        searching.steps,
-        bilevel.pair_batches(stream_a, stream_b, start_step, first_search_step),
-        report,
-        model_dir=model_dir,
-        start_step=start_step,
-        total_steps=total_steps,
-        epoch_steps=epoch_steps,
-        batch_size=batches.batch_size,
-        save=store.save,
-        save_every=reports.save_every or report_every,
-        report_every=report_every,
-        steps_per_loop=compilation.steps_per_loop,
-        passes=bilevel.count_passes(first_search_step, schedule.second_order),
-        writes=is_chief,
-        interrupts=distribution.interrupts_of(strategy),
-    )
-    if not is_chief:
-        return None
-    genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
-    say(
-        summary.summarize_search(
-            rows,
-            genotype,
-            seconds=time.monotonic() - began,
-            learning_rate=schedule.arch_learning_rate,
-            updates=total_steps - first_search_step,
+        def report(done: int) -> Row:
+            in_phase_one = done <= first_search_step
+            return {
+                "phase": "weights" if in_phase_one else "weights and architecture",
+                "learning_rate": float(rate(done - 1)),
+                **evaluate(),
+                **bilevel.report(architecture, searching.expected_cost()),
+            }
+
+        def stream(number: int, first_step: int) -> Iterator[Any]:
+            return input_pipeline.distribute_batches(
+                *(strategy, description, batches.train_split),
+                start_step=max(0, start.step - first_step),
+                records=halves[number],
+                seed=seed,
+                stream=number,
+                **batches.options(),
+            )
+
+        def explain(loss: str, step: int, prefix: str | None) -> str:
+            number, first_step = (1, first_search_step) if loss == "loss_arch" else (0, 0)
+            rates = {
+                name: getattr(schedule, name) / 10
+                for name in (
+                    ("arch_learning_rate",) if number else ("learning_rate", "min_learning_rate")
+                )
+            }
+            names = input_pipeline.name_images(
+                *(description, batches.train_split, step - 1 - first_step),
+                records=halves[number],
+                seed=seed,
+                stream=number,
+                batch_size=batches.batch_size,
+            )
+            return explain_bad_loss(model_dir, names, rates, prefix, command)
+
+        stream_a, stream_b = stream(0, 0), stream(1, first_search_step)
+        report_every = reports.eval_every or epoch_steps
+        rows = run(
+            "search",
+            searching.steps,
+            bilevel.pair_batches(stream_a, stream_b, start.step, first_search_step),
+            report,
             model_dir=model_dir,
-            data_dir=description.data_dir,
-            crop_size=batches.crop_size,
-            resize_factor=description.options.get("resize_factor", 1.0),
-            command=command,
+            start_step=start.step,
+            total_steps=total_steps,
+            epoch_steps=epoch_steps,
+            batch_size=batches.batch_size,
+            store=start.store,
+            save_every=reports.save_every or report_every,
+            report_every=report_every,
+            worst_loss=worst_loss(description.num_classes, class_weights),
+            max_bad_steps=reports.max_bad_steps,
+            explain=explain,
+            steps_per_loop=compilation.steps_per_loop,
+            passes=bilevel.count_passes(first_search_step, schedule.second_order),
+            writes=is_chief,
+            interrupts=distribution.interrupts_of(strategy),
         )
-    )
-    return genotype
+        if not is_chief:
+            return None
+        genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
+        say(
+            summary.summarize_search(
+                rows,
+                genotype,
+                seconds=time.monotonic() - began,
+                learning_rate=schedule.arch_learning_rate,
+                updates=total_steps - first_search_step,
+                model_dir=model_dir,
+                data_dir=description.data_dir,
+                crop_size=batches.crop_size,
+                resize_factor=description.options.get("resize_factor", 1.0),
+                command=command,
+            )
+        )
+        return genotype
 
 
 def make_supernet(

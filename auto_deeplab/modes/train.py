@@ -18,16 +18,19 @@ from auto_deeplab.modes.data import (
     check_positive,
     check_training_data,
     make_validation,
+    worst_loss,
 )
 from auto_deeplab.modes.flag_definitions import TRAIN_IDENTITY
 from auto_deeplab.modes.model_dir import (
     add_loss_scale,
     as_logits,
     check_model_dir,
+    explain_bad_loss,
     identify_data,
     list_defaults,
     load_genotype,
     make_identity,
+    own_model_dir,
     restore,
     write_record,
 )
@@ -147,13 +150,14 @@ def train(
         devices, compilation: where and how the steps run.
         reports: without eval_every there are 20.
         seed: of everything random.
-        checkpoint: one of this run's, from which it goes on; None: the newest.
+        checkpoint: one of this run's, or "best", to which it is led back; None: the newest.
         flagfile: the content of flags.cfg, with which the command line resumes the run.
         command: with which the command line begins, for the one that is proposed at the end.
 
     Raises:
         UsageError: the arguments contradict each other, the data, the devices or model_dir.
-        RunError: the data cannot be read, a file not be written, or a loss is not finite.
+        RunError: the data cannot be read, a file not be written, another process has model_dir, or
+            a loss is not good (training_loop.run).
         SystemExit: SIGINT, SIGTERM or SIGHUP came; the state is saved.
     """
     model_dir = os.fspath(model_dir)
@@ -163,11 +167,16 @@ def train(
     network.check()
     schedule.check()
     batches.check()
+    reports.check()
     pixel_weights.check()
     check_batch_norm(network, schedule, batches.batch_size)
     identity = {
         "genotype": run_record.describe_architecture(architecture),
-        **make_identity(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights, seed=seed),
+        **make_identity(
+            *(TRAIN_IDENTITY, data, batches, network, schedule, pixel_weights),
+            *(devices, compilation),
+            seed=seed,
+        ),
     }
     if schedule.init_checkpoint:
         identity["init_checkpoint"] = os.path.abspath(schedule.init_checkpoint)
@@ -207,60 +216,79 @@ def train(
             averaged=averaged,
             ema_decay=schedule.ema_decay,
             jit_compile=compilation.jit_compile,
+            undoes_bad_steps=reports.max_bad_steps > 0,
         )
     groups = {"weights": (trained.variables, training.optimizer)}
     if averaged:
         groups["average"] = (averaged.variables, None)
-    store, start_step = restore(model_dir, checkpoint, strategy, groups)
-    if start_step == 0 and schedule.init_checkpoint:
-        start_from(schedule.init_checkpoint, trained, description)
-        training.start_averages()
-    is_chief = distribution.is_chief(strategy)
-    if is_chief:
-        architecture.save(os.path.join(model_dir, run_record.GENOTYPE))
-        facts = {run_record.CONFIG: trained.get_config()}
-        write_record(model_dir, "train", identity, description, flagfile, facts)
-
-    evaluate = make_validation(
-        *(as_logits(averaged or trained), description, data.eval_split),
-        *(strategy, reports.max_eval_images),
-    )
-    stream = input_pipeline.distribute_batches(
-        *(strategy, description, batches.train_split),
-        start_step=start_step,
-        seed=seed,
-        **batches.options(),
-    )
-    report_every = reports.eval_every or max(1, schedule.train_steps // 20)
-    rows = run(
-        "train",
-        training.steps,
-        ((batch,) for batch in stream),
-        lambda done: {"phase": "train", "learning_rate": float(rate(done - 1)), **evaluate()},
-        model_dir=model_dir,
-        start_step=start_step,
-        total_steps=schedule.train_steps,
-        epoch_steps=input_pipeline.steps_per_epoch(num_records, batches.batch_size),
-        batch_size=batches.batch_size,
-        save=store.save,
-        save_every=reports.save_every or report_every,
-        report_every=report_every,
-        steps_per_loop=compilation.steps_per_loop,
-        writes=is_chief,
-        interrupts=distribution.interrupts_of(strategy),
-    )
-    if is_chief:
-        figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))
-        say(f"trained: {store.latest()}")
-        say(
-            summary.summarize_training(
-                rows,
-                seconds=time.monotonic() - began,
-                model_dir=model_dir,
-                data_dir=description.data_dir,
-                command=command,
+    with own_model_dir(model_dir, strategy):
+        check_model_dir(model_dir, "train", identity, defaults, checkpoint)
+        start = restore(model_dir, checkpoint, strategy, groups, identity, reports.keep_checkpoints)
+        if start.step == 0 and schedule.init_checkpoint:
+            start_from(schedule.init_checkpoint, trained, description)
+            training.start_averages()
+        is_chief = distribution.is_chief(strategy)
+        if is_chief:
+            architecture.save(os.path.join(model_dir, run_record.GENOTYPE))
+            facts = {run_record.CONFIG: trained.get_config()}
+            write_record(
+                *(model_dir, "train", identity, description, flagfile, facts),
+                branches=start.branches,
             )
+
+        evaluate = make_validation(
+            *(as_logits(averaged or trained), description, data.eval_split),
+            *(strategy, reports.max_eval_images),
         )
+
+        def explain(loss: str, step: int, prefix: str | None) -> str:
+            names = input_pipeline.name_images(
+                *(description, batches.train_split, step - 1),
+                seed=seed,
+                batch_size=batches.batch_size,
+            )
+            rates = {"learning_rate": schedule.learning_rate / 10}
+            return explain_bad_loss(model_dir, names, rates, prefix, command)
+
+        stream = input_pipeline.distribute_batches(
+            *(strategy, description, batches.train_split),
+            start_step=start.step,
+            seed=seed,
+            **batches.options(),
+        )
+        report_every = reports.eval_every or max(1, schedule.train_steps // 20)
+        rows = run(
+            "train",
+            training.steps,
+            ((batch,) for batch in stream),
+            lambda done: {"phase": "train", "learning_rate": float(rate(done - 1)), **evaluate()},
+            model_dir=model_dir,
+            start_step=start.step,
+            total_steps=schedule.train_steps,
+            epoch_steps=input_pipeline.steps_per_epoch(num_records, batches.batch_size),
+            batch_size=batches.batch_size,
+            store=start.store,
+            save_every=reports.save_every or report_every,
+            report_every=report_every,
+            worst_loss=worst_loss(description.num_classes, pixel_weights.class_weights),
+            max_bad_steps=reports.max_bad_steps,
+            explain=explain,
+            steps_per_loop=compilation.steps_per_loop,
+            writes=is_chief,
+            interrupts=distribution.interrupts_of(strategy),
+        )
+        if is_chief:
+            figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))
+            say(f"trained: {start.store.latest()}")
+            say(
+                summary.summarize_training(
+                    rows,
+                    seconds=time.monotonic() - began,
+                    model_dir=model_dir,
+                    data_dir=description.data_dir,
+                    command=command,
+                )
+            )
 
 
 def choose_genotype(model_dir: str, genotype: Genotype | PathLike | None) -> Genotype:

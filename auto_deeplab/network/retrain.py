@@ -8,6 +8,7 @@ import tensorflow as tf
 from auto_deeplab.network.network import Network
 from official import averaging
 from official.losses import compute_mining_share
+from official.optimizers import without_counter
 from official.training_step import (
     NO_INLINE,
     Losses,
@@ -15,6 +16,7 @@ from official.training_step import (
     minimize,
     multi_step,
     pixels_of_all_replicas,
+    undo_bad,
 )
 
 Batch = dict[str, tf.Tensor]
@@ -41,6 +43,7 @@ class Retrain:
         ema_decay: in [0, 1), of the averages; see averaging.compute_decay.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
             backward passes, for which the network's BN must not be synchronised.
+        undoes_bad_steps: whether a step that makes something not finite changes nothing.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Retrain:
         averaged: Network | None = None,
         ema_decay: float = 0.0,
         jit_compile: bool = False,
+        undoes_bad_steps: bool = False,
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self._ignore_label, self._seed, self._total_steps = ignore_label, seed, total_steps
@@ -74,7 +78,11 @@ class Retrain:
             jit_compile=jit_compile and not several_replicas,
             experimental_attributes=NO_INLINE,
         )
-        self.steps = multi_step(self.step)
+        step = self.step
+        if undoes_bad_steps:
+            averages = averaged.variables if averaged else []
+            step = undo_bad(step, [*network.variables, *averages, *without_counter(optimizer)])
+        self.steps = multi_step(step)
 
     def start_averages(self) -> None:
         """Begins the averages at the network's present values: for whoever has changed those."""

@@ -6,8 +6,10 @@ genotype.json: what a search found, or what a network was built from.
 flags.cfg: the mode's flags, as a flagfile.
 """
 
+import glob
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 from auto_deeplab.space import genotype as genotypes
@@ -33,6 +35,16 @@ SCALE = "scale"
 """Key of what the conversion of the training data did to the sizes of images, in the words of the
 data's description; a run that is older than the key, or an imported network, has none."""
 
+BRANCHES = "branches"
+"""Key of where --checkpoint led the run back to an earlier step: the flag, the step, and what
+changed there, each flag with its value before and after."""
+
+STEERING = (
+    *("learning_rate", "min_learning_rate", "arch_learning_rate", "gradient_clip_norm"),
+    *("last_layer_learning_rate_multiplier", "precision"),
+)
+"""Flags of the identity that may change where --checkpoint says from which step on."""
+
 Record = dict[str, Any]
 
 
@@ -44,14 +56,16 @@ class OtherRunError(UsageError):
         self.flag, self.value, self.recorded = flag, value, recorded
 
 
-def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None:
+def check(
+    model_dir: str, mode: str, identity: Record, defaults: Record, free: Collection[str] = ()
+) -> None:
     """Checks that model_dir is free, or holds this very run. Writes nothing.
 
     Args:
         model_dir: need not exist.
         mode: "search" or "train".
         identity: flag -> value, plain JSON, of everything that makes two runs different runs.
-        defaults: as in `compare`.
+        defaults, free: as in `compare`.
 
     Raises:
         UsageError: it holds an imported network, or a run of another mode.
@@ -69,8 +83,8 @@ def check(model_dir: str, mode: str, identity: Record, defaults: Record) -> None
                 f"--model_dir={model_dir} holds an imported network, which cannot be trained in "
                 f"place: choose another --model_dir and give --init_checkpoint={model_dir}"
             )
-        compare(record, identity, model_dir, defaults)
-    elif os.path.isdir(_checkpoints(model_dir)):
+        compare(record, identity, model_dir, defaults, free)
+    elif _has_checkpoint(model_dir):
         raise UsageError(
             f"--model_dir={model_dir} holds checkpoints but no {FILE}: choose another directory"
         )
@@ -116,6 +130,15 @@ def read(model_dir: str, mode: str) -> Record:
     return record
 
 
+def read_if_there(model_dir: str) -> Record:
+    """The record of the run in model_dir; {} if it holds none.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    return _read(model_dir) if os.path.exists(os.path.join(model_dir, FILE)) else {}
+
+
 def recall(model_dir: str, flag: str, otherwise: Any) -> Any:
     """The value of a flag in the run that model_dir holds; `otherwise` if it holds none.
 
@@ -125,12 +148,17 @@ def recall(model_dir: str, flag: str, otherwise: Any) -> Any:
     Raises:
         RunError: the record is damaged.
     """
-    if not os.path.exists(os.path.join(model_dir, FILE)):
-        return otherwise
-    return _read(model_dir)["identity"].get(flag, otherwise)
+    record = read_if_there(model_dir)
+    return record["identity"].get(flag, otherwise) if record else otherwise
 
 
-def compare(record: Record, identity: Record, model_dir: str, defaults: Record) -> None:
+def compare(
+    record: Record,
+    identity: Record,
+    model_dir: str,
+    defaults: Record,
+    free: Collection[str] = (),
+) -> None:
     """Raises OtherRunError if a value of `identity` differs from the recorded one.
 
     Args:
@@ -138,18 +166,29 @@ def compare(record: Record, identity: Record, model_dir: str, defaults: Record) 
         identity: flag -> value, plain JSON.
         model_dir: the record's.
         defaults: flag -> value of what is not recorded, because the flag is newer than the run.
+            What has no default could have had any value.
+        free: flags that may differ.
     """
-    recorded = json.loads(json.dumps(defaults)) | record["identity"]
-    for flag, value in json.loads(json.dumps(identity)).items():
-        if (before := recorded.get(flag)) != value:
+    for flag, (before, value) in differences(record, identity, defaults).items():
+        if flag not in free:
             remedy = "give the same value, or another directory"
-            if not os.path.isdir(_checkpoints(model_dir)):
+            if not _has_checkpoint(model_dir):
                 remedy += ", or remove this one: it holds no checkpoint yet"
             raise OtherRunError(
                 f"--{flag} is {shorten(value)}, but {shorten(before)} in the run that "
                 f"--model_dir={model_dir} holds: {remedy}",
                 *(flag, value, before),
             )
+
+
+def differences(record: Record, identity: Record, defaults: Record) -> dict[str, tuple[Any, Any]]:
+    """Flag -> (recorded value, value now) where these differ; arguments as of `compare`."""
+    recorded = json.loads(json.dumps(defaults)) | record["identity"]
+    return {
+        flag: (recorded[flag], value)
+        for flag, value in json.loads(json.dumps(identity)).items()
+        if flag in recorded and recorded[flag] != value
+    }
 
 
 def read_genotype(model_dir: str) -> Genotype:
@@ -186,8 +225,8 @@ def describe_architecture(genotype: Genotype) -> str:
     return json.dumps([content[key] for key in ("path", "cells", "cell_of_layer")])
 
 
-def _checkpoints(model_dir: str) -> str:
-    return os.path.join(model_dir, "checkpoints")
+def _has_checkpoint(model_dir: str) -> bool:
+    return bool(glob.glob(os.path.join(glob.escape(model_dir), "checkpoints", "*.index")))
 
 
 def _read(model_dir: str) -> Record:

@@ -29,9 +29,12 @@ def make_network(
     return network
 
 
-def find_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
-    """The path prefix of a run's checkpoint; see `load_network`."""
-    return checkpoints.find(checkpoint or os.path.join(model_dir, "checkpoints"))
+def locate_checkpoint(model_dir: str, checkpoint: str | None = None) -> str:
+    """Where a run's checkpoint is, for checkpoints.restore_newest; see `load_network`."""
+    directory = os.path.join(model_dir, "checkpoints")
+    if checkpoint == checkpoints.BEST:
+        return os.path.join(directory, checkpoint)
+    return checkpoint or directory
 
 
 def check_genotype(genotype: Genotype, prefix: str) -> None:
@@ -60,7 +63,8 @@ def load_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network
 
     Args:
         model_dir: of --mode=train, or the --output_dir of import_tf1.
-        checkpoint: a path up to the step, or a directory of checkpoints. Default: the run's newest.
+        checkpoint: a path up to the step, a directory of checkpoints, or "best", the one of the
+            best validation. Default: the run's newest.
 
     Returns:
         The network, which knows its classes' names and colours and the scale of its training data
@@ -72,11 +76,12 @@ def load_network(model_dir: str, checkpoint: str | None = None) -> tuple[Network
     """
     record = run_record.read(model_dir, "train")
     genotype = run_record.read_genotype(model_dir)
-    path = find_checkpoint(model_dir, checkpoint)
+    path = locate_checkpoint(model_dir, checkpoint)
     network = _make_recorded(record, genotype, model_dir)
-    check_genotype(network.genotype, path)
     group = "average" if record["identity"].get("ema_decay") else "weights"
-    return network, checkpoints.restore(path, {group: network.variables}), path
+    check_genotype(genotype, os.path.join(path, "any") if os.path.isdir(path) else path)
+    prefix, step = checkpoints.restore_newest(path, {group: network.variables})
+    return network, step, prefix
 
 
 def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str) -> Network:

@@ -13,6 +13,7 @@ from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import decoding
 from auto_deeplab.space.genotype import Genotype
 from official.distribution import assign, sum_over_replicas
+from official.optimizers import without_counter
 from official.training_step import (
     NO_INLINE,
     Losses,
@@ -21,6 +22,7 @@ from official.training_step import (
     minimize,
     multi_step,
     pixels_of_all_replicas,
+    undo_bad,
 )
 
 Batch = dict[str, tf.Tensor]
@@ -49,6 +51,7 @@ class Search:
             `_compute_second_order_gradients`.
         jit_compile: compile with XLA: the whole step of one replica; of several, the forward and
             backward passes, for which the super-net's BN must not be synchronised.
+        undoes_bad_steps: whether a step that makes something not finite changes nothing.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Search:
         cost_term: CostTerm | None = None,
         second_order: bool = False,
         jit_compile: bool = False,
+        undoes_bad_steps: bool = False,
     ) -> None:
         self.supernet, self.architecture = supernet, architecture
         self.cost_term, self._second_order = cost_term, second_order
@@ -86,7 +90,17 @@ class Search:
         }
         self.weight_step = tf.function(self._weight_step, **options)
         self.architecture_step = tf.function(self._architecture_step, **options)
-        self.steps = multi_step(self.step)
+        step = self.step
+        if undoes_bad_steps:
+            step = undo_bad(
+                step,
+                [
+                    *(*supernet.variables, *architecture.variables),
+                    *without_counter(weight_optimizer),
+                    *without_counter(architecture_optimizer),
+                ],
+            )
+        self.steps = multi_step(step)
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """The super-net's answer in evaluation: logits float32 [N, H, W, C] of images in 0..255."""

@@ -422,15 +422,19 @@ def test_killed_while_saving(tmp_path):
     try:
         deadline = time.monotonic() + 120
         # Kill it in the middle: the temporary folder is there.
-        while not (tf.train.latest_checkpoint(tmp_path) and list(tmp_path.glob("*_temp"))):
+        while not (list(tmp_path.glob("*.index")) and list(tmp_path.glob(".unfinished/*"))):
             assert process.poll() is None and time.monotonic() < deadline
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    stale = tmp_path / "ckpt-99999_temp"  # for certain, whatever the kill left
-    stale.mkdir()
+    # For certain, whatever the kill left; the last two are of earlier versions.
+    (tmp_path / ".unfinished").mkdir(exist_ok=True)
+    (tmp_path / ".unfinished" / "ckpt-7.index").write_text("half")
+    (tmp_path / "ckpt-99999_temp").mkdir()
+    (tmp_path / "checkpoint.tmp123").touch()
     run = Checkpoints(str(tmp_path), {"g": variables}, keep=2)
-    assert not list(tmp_path.glob("*_temp"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert not left & {".unfinished", "ckpt-99999_temp", "checkpoint.tmp123"}
     step = run.restore()
     assert step >= 1
     for variable in variables:

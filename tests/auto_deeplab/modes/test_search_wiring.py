@@ -27,9 +27,11 @@ from tests.auto_deeplab.modes.wiring import (
     batches_of,
     build,
     check_adam,
+    check_bad_steps,
     check_batches,
     check_data,
     check_device,
+    check_kept,
     check_loop,
     check_num_classes,
     check_option,
@@ -173,12 +175,14 @@ LOOKS_AT_SEARCH = {
     "eval_split": check_evaluation,
     "eval_every": check_loop,
     "save_every": check_loop,
+    "keep_checkpoints": check_kept,
     "max_eval_images": check_evaluation,
     "distribution_strategy": check_device("distribution_strategy", "mirrored"),
     "precision": check_precision,
     "sync_batch_norm": check_sync,
     "jit_compile": check_jit_compile,
     "steps_per_loop": check_loop,
+    "max_bad_steps": check_bad_steps,
     "deterministic": check_device("deterministic", [3]),
     "crop_size": check_batches,
     "batch_size": check_batches,
@@ -254,7 +258,7 @@ def test_decode(root, searching):
     alpha = searching.learner.architecture.alpha
     for step in (7, 8):
         alpha.assign(np.eye(3, dtype=np.float32)[np.full((3, 5), step - 7)] * 9)
-        searching.loop["save"](step)
+        searching.loop["store"].save(step)
     assert {name for name, modes in USED.items() if "decode" in modes} == {
         *("mode", "model_dir", "checkpoint")
     }

@@ -1,6 +1,7 @@
 """Of the wiring of searches and trainings, what both have: see wiring.py."""
 
 import dataclasses
+import re
 from unittest import mock
 
 import keras
@@ -12,7 +13,7 @@ from auto_deeplab.modes import evaluate, search, train
 from auto_deeplab.modes.flag_definitions import USED
 from tests.auto_deeplab.modes.test_search_wiring import LOOKS_AT_SEARCH, rate_of_search
 from tests.auto_deeplab.modes.test_train_wiring import LOOKS_AT_TRAIN, rate_of_training
-from tests.auto_deeplab.modes.wiring import EPOCH_STEPS, SEARCH, TRAIN, build
+from tests.auto_deeplab.modes.wiring import EPOCH_STEPS, SEARCH, TRAIN, batches_of, build, red
 
 
 def test_what_is_decided_without_flags(root, searching, training):
@@ -109,3 +110,34 @@ def test_defaults_in_python_are_those_of_the_command_line():
                     default = flags.FLAGS[field.name].default
                     as_written = tuple(default) if isinstance(default, list) else default
                     assert field.default == as_written, field.name
+
+
+@pytest.mark.parametrize("name", ["search", "train"])
+def test_a_bad_loss_is_explained(root, searching, training, name):
+    """By the images of its batch, and a tenth of the rate that was too high."""
+    built = {"search": searching, "train": training}[name]
+    steps = [(1, 0), (EPOCH_STEPS + 1, 0), (EPOCH_STEPS + 1, 1)] if name == "search" else [(4, 0)]
+    for step, stream in steps:
+        numbers = red(batches_of(built, step)[step - 1][stream])
+        loss = "loss_arch" if stream else "loss_w"
+        names = ", ".join(f"2007_{number:06d}" for number in numbers)
+        said = built.loop["explain"](loss, step, "RUN/checkpoints/ckpt-1")
+        assert f" (images {names}); to go on at a lower rate: python " in said
+        assert f" --flagfile={built.run}/flags.cfg " in said
+        assert said.endswith(" --checkpoint=RUN/checkpoints/ckpt-1")
+        rates = {"arch_learning_rate": 0.00625} if stream else {"learning_rate": 0.05}
+        if name == "search" and not stream:
+            rates["min_learning_rate"] = 0.0125
+        assert re.findall(r"--(\w*rate)=(\S+)", said) == [(k, f"{v:g}") for k, v in rates.items()]
+    # Nothing is there to go on from: anew.
+    assert built.loop["explain"]("loss_w", 1, None).endswith(f" --model_dir={built.run}_2")
+
+
+def test_a_constant_rate_is_the_flags_not_the_checkpoints(root, searching):
+    """Where a search is led back with another rate of alpha and beta."""
+    searching.loop["store"].save(2)
+    flags = [*searching.flags, "--checkpoint=best", "--arch_learning_rate=0.5"]
+    searching.loop["store"].save_best(2)
+    again = build(root, "search", search, "Search", flags)
+    assert again.loop["start_step"] == 2
+    assert float(again.learner.architecture_optimizer.learning_rate) == 0.5

@@ -23,6 +23,7 @@ from auto_deeplab.search.bilevel import Search
 from auto_deeplab.space.genotype import Genotype
 from official import convolutions, distribution, input_pipeline
 from official.checkpoints import Checkpoints
+from official.interrupts import Interrupts
 from tests.command import train_here
 from tests.deeplab_shards import encoded, example, write_shards
 
@@ -169,12 +170,14 @@ SEARCH = {
     "eval_split": "theirs",
     "eval_every": "9",
     "save_every": "11",
+    "keep_checkpoints": "5",
     "max_eval_images": "2",
     "distribution_strategy": "mirrored",
     "precision": "bfloat16",
     "sync_batch_norm": "false",
     "jit_compile": "true",
     "steps_per_loop": "6",
+    "max_bad_steps": "2",
     "deterministic": "true",
     "crop_size": "33,41",
     "batch_size": "2",
@@ -306,6 +309,25 @@ def check_plain_crops(built):
 def check_loop(built):
     names = ("model_dir", "report_every", "save_every", "steps_per_loop", "batch_size")
     assert [built.loop[name] for name in names] == [str(built.run), 9, 11, 6, 2]
+    assert isinstance(built.loop["interrupts"], Interrupts)  # of the strategy, here one process's
+
+
+def check_bad_steps(built):
+    """How many are borne, what undoes them, and which loss ends the run: 100 ln C, weighted."""
+    assert built.loop["max_bad_steps"] == 2 and built.learner.options["undoes_bad_steps"] is True
+    assert built.loop["worst_loss"] == pytest.approx(100 * np.log(CLASSES) * max(WEIGHTS))
+
+
+def check_kept(built):
+    """Five of seven checkpoints, which go again."""
+    store = built.loop["store"]
+    for step in range(90, 97):
+        store.save(step)
+    kept = sorted(path.stem for path in (built.run / "checkpoints").glob("ckpt-*.index"))
+    assert kept == [f"ckpt-{step}" for step in range(92, 97)]
+    for step in range(92, 97):
+        for path in (built.run / "checkpoints").glob(f"ckpt-{step}.*"):
+            path.unlink()
 
 
 def check_batches(built):
@@ -364,7 +386,7 @@ def check_num_classes(built):
 def check_resumed(root, built, name, mode, learner, flags):
     """A run that goes on does so from the checkpoint that it is told, not from the newest."""
     for step in (4, 6):
-        built.loop["save"](step)
+        built.loop["store"].save(step)
     chosen = built.run / "checkpoints" / "ckpt-4"
     again = build(root, name, mode, learner, [*flags, f"--checkpoint={chosen}"])
     assert again.restored == str(chosen) and again.loop["start_step"] == 4

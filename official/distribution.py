@@ -1,7 +1,6 @@
 """Where and in which precision the computation runs: devices, replicas, workers, dtype policy."""
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from official import convolutions
-from official.errors import UsageError
+from official import convolutions, workers
+from official.errors import UsageError, explain
+from official.interrupts import Interrupts
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "tpu")
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -24,8 +24,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Args:
         name: one_device: the first GPU, or the CPU; mirrored: a replica on each GPU, or on each
             logical CPU where there is no GPU; multi_worker_mirrored: replicas on all the machines
-            that the environment variable TF_CONFIG lists; tpu: the TPU of this machine, or the one
-            that the environment variable TPU_NAME names.
+            that the environment variable TF_CONFIG lists, for which it waits; tpu: the TPU of this
+            machine, or the one that the environment variable TPU_NAME names.
 
     Raises:
         UsageError: the name is unknown or its devices are not there.
@@ -35,8 +35,7 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_local_devices())
     if name == "multi_worker_mirrored":
-        _check_tf_config()
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
     if name == "tpu":
         return _tpu_strategy()
     raise UsageError(f"--distribution_strategy={name} is not one of {', '.join(STRATEGIES)}")
@@ -47,18 +46,23 @@ def _local_devices() -> list[str]:
     return [device.name for device in devices]
 
 
-def _check_tf_config() -> None:
+def _multi_worker_strategy() -> tf.distribute.Strategy:
+    crew = workers.gather(workers.read_cluster(os.environ.get("TF_CONFIG")))
     try:
-        config = json.loads(os.environ["TF_CONFIG"])
-        workers = config["cluster"]
-        assert config["task"]["type"] in workers and "index" in config["task"]
-    except (KeyError, ValueError, TypeError, AssertionError):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise UsageError(
-            "--distribution_strategy=multi_worker_mirrored needs the environment variable "
-            "TF_CONFIG on every worker, such as "
-            '{"cluster": {"worker": ["host1:port", "host2:port"]}, '
-            '"task": {"type": "worker", "index": 0}}'
+            "--distribution_strategy=multi_worker_mirrored: TensorFlow cannot connect the workers "
+            f"of the environment variable TF_CONFIG ({explain(error)})"
         ) from None
+    crew.take_signals()
+    strategy.crew = crew
+    return strategy
+
+
+def interrupts_of(strategy: tf.distribute.Strategy) -> Interrupts | workers.Crew:
+    """What ends a run by a signal: of this process, or of all the strategy's workers."""
+    return getattr(strategy, "crew", None) or Interrupts()
 
 
 def _tpu_strategy() -> tf.distribute.Strategy:

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,36 +12,12 @@ from typing import Any
 from official.checkpoints import SET_ASIDE, Checkpoints
 from official.errors import RunError
 from official.history import History, Row
+from official.interrupts import Interrupts
 from official.progress import Progress, say
 from official.training_step import Losses
+from official.workers import Crew
 
 BUILDING = "building the graph, which can take a minute"
-
-
-class _Interrupts:
-    """Notes SIGINT, SIGTERM and SIGHUP instead of dying; while `at_once`, it also raises."""
-
-    def __enter__(self) -> "_Interrupts":
-        self.received: int | None = None
-        self.at_once = False
-        # What is ignored stays so: nohup has a command live on without its terminal.
-        numbers = [
-            number
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN
-        ]
-        self._old = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def _note(self, number: int, frame: Any) -> None:
-        self.received = number
-        if self.at_once:
-            self.at_once = False
-            raise KeyboardInterrupt
-
-    def __exit__(self, *exception: Any) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 class _Measured:
@@ -134,6 +109,7 @@ def run(
     steps_per_loop: int = 1,
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
+    interrupts: Interrupts | Crew | None = None,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
 
@@ -167,6 +143,7 @@ def run(
         passes: is given the number of steps made before a step; how often the step goes through
             the network, for the time left.
         writes: False on all workers but the chief.
+        interrupts: distribution.interrupts_of the strategy; None: this process is alone.
 
     Returns:
         all rows of history.jsonl.
@@ -245,14 +222,15 @@ def run(
         measured.start_next()
     # Checkpoints of earlier versions do not tell what the steps before them gave.
     is_cut = start_step > 0 and not store.note and not history.has(start_step)
-    with _Interrupts() as interrupts:
+    with interrupts or Interrupts() as interrupts:
         with progress:
+            stop = interrupts.agree(done)
             try:
                 # Until the first step is done, which can take minutes, there is nothing to save.
                 interrupts.at_once = True
                 if start_step and is_due(report_every) and not history.has(start_step):
                     said = make_report()
-                while done < total_steps and interrupts.received is None:
+                while done < total_steps and stop is None:
                     before = time.monotonic()
                     arguments = list(itertools.islice(batches, steps_to_go()))
                     measured.waited += time.monotonic() - before
@@ -268,19 +246,21 @@ def run(
                     check_losses()  # The call before: this one may still be running.
                     unchecked.extend(enumerate(made, done + 1 - len(made)))
 
-                    if (
-                        interrupts.received is not None
-                        or is_due(save_every)
-                        or is_due(report_every)
-                    ):
+                    stop = interrupts.agree(done)
+                    if stop is not None or is_due(save_every) or is_due(report_every):
                         check_losses()
-                    if interrupts.received is not None or is_due(save_every):
+                    # Where a report is ended with the process, nothing can be saved then.
+                    is_last_chance = is_due(report_every) and not interrupts.raises
+                    if stop is not None or is_due(save_every) or is_last_chance:
                         store.save(done, measured.note())
-                    if interrupts.received is None and is_due(report_every):
+                    if stop is None and is_due(report_every):
                         interrupts.at_once = True
                         said = make_report()
                         interrupts.at_once = False
+                if stop is None:
+                    stop = interrupts.agree(done)
             except KeyboardInterrupt:
+                stop = interrupts.received
                 if done > start_step:
                     store.save(done, measured.note())
             except _BadLossError:
@@ -290,12 +270,12 @@ def run(
                 if done > start_step:
                     store.save(done, measured.note())
                 raise
-        if interrupts.received is not None:
+        if stop is not None:
             so_far = (
                 f"stopped and saved at step {done}" if done else "stopped before the first step"
             )
             say(f"{so_far}: the same command goes on from there")
-            raise SystemExit(128 + interrupts.received)
+            raise SystemExit(128 + stop)
     return history.rows
 
 

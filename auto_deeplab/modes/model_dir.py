@@ -83,17 +83,20 @@ def check_model_dir(
 
 @contextlib.contextmanager
 def own_model_dir(model_dir: str, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Makes model_dir and keeps other runs out of it; workers beside the chief only read there.
+    """Makes model_dir and keeps other runs out of it; the chief does so for all workers.
 
     Raises:
         RunError: another process has it, or it cannot be written.
     """
+    workers = distribution.interrupts_of(strategy)
     if not distribution.is_chief(strategy):
+        workers.meet()
         yield
         return
     with own_directory(model_dir, "--model_dir"):
         for directory in (model_dir, os.path.join(model_dir, "figures")):
             remove_leftovers(directory)
+        workers.meet()  # Only now may the others touch what is theirs below it.
         yield
 
 

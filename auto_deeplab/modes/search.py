@@ -359,6 +359,7 @@ def search(
             steps_per_loop=compilation.steps_per_loop,
             passes=bilevel.count_passes(first_search_step, schedule.second_order),
             writes=is_chief,
+            interrupts=distribution.interrupts_of(strategy),
         )
         if not is_chief:
             return None

@@ -275,6 +275,7 @@ def train(
             explain=explain,
             steps_per_loop=compilation.steps_per_loop,
             writes=is_chief,
+            interrupts=distribution.interrupts_of(strategy),
         )
         if is_chief:
             figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))

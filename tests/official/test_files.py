@@ -366,7 +366,7 @@ def test_a_directory_belongs_to_one_process(tmp_path):
     [
         ("", True),
         ("HERE, process 999999999 since 2026-01-01", True),  # it is gone
-        (f"HERE, process {os.getpid()} since 2026-01-01", False),
+        ("HERE, process MINE since 2026-01-01", False),
         ("elsewhere, process 1 since 2026-01-01", False),
         ("HERE, process x", False),
     ],
@@ -377,7 +377,8 @@ def test_without_locks_the_file_stands_for_one(tmp_path, monkeypatch, owner, fre
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
     lock = tmp_path / files.LOCK
-    lock.write_text(owner.replace("HERE", socket.gethostname()))
+    owner = owner.replace("HERE", socket.gethostname())
+    lock.write_text(owner.replace("MINE", str(os.getpid())))
     if free:
         with files.own_directory(tmp_path, "--model_dir"):
             assert f"process {os.getpid()} " in lock.read_text()

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from official import training_loop
 from official.errors import RunError
+from official.interrupts import Interrupts
 
 
 class StandInForCheckpoints:
@@ -205,6 +206,57 @@ def test_sigterm_in_a_step_ends_it_and_saves(run, number, capsys):
     run.at = {}
     run.run(start=run.saved[-1] if run.saved else 0)
     assert run.reported == [4, 8, 10] and [row["step"] for row in run.rows()] == [4, 8, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_each_signal_that_ends_a_run_saves(run, number):
+    run.at["step", 5] = lambda: signal.raise_signal(number)
+    assert run.interrupted() == 128 + number and run.saved == [3, 5]
+
+
+def test_a_signal_that_is_ignored_stays_so(run):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        run.at["step", 5] = lambda: signal.raise_signal(signal.SIGHUP)
+        assert [row["step"] for row in run.run()] == [4, 8, 10]
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_signal_in_a_save_comes_before_the_report(run):
+    save = run.store.save
+    run.store.save = lambda step, note: (save(step, note), terminate() if step == 4 else None)
+    assert run.interrupted(save_every=2) == 143
+    assert run.saved == [2, 4] and run.reported == []
+
+
+class Together(Interrupts):
+    """As workers.Crew: all obey one signal, after the same step; it ends them in a report."""
+
+    raises = False
+
+    def __init__(self, stop_at):
+        super().__init__()
+        self.stop_at, self.asked = stop_at, []
+
+    def agree(self, step):
+        self.asked.append(step)
+        return signal.SIGHUP if step == self.stop_at else None
+
+
+def test_workers_stop_where_they_agree_and_save_before_each_report(run):
+    together = Together(stop_at=7)
+    with pytest.raises(SystemExit) as stop:
+        run.run(interrupts=together)
+    assert stop.value.code == 128 + signal.SIGHUP
+    assert together.asked == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert run.saved == [3, 4, 6, 7] and run.reported == [4]
+
+
+def test_workers_agree_once_more_when_all_is_done(run):
+    together = Together(stop_at=None)
+    run.run(start=8, interrupts=together)
+    assert together.asked == [8, 9, 10, 10] and run.saved == [9, 10]
 
 
 def test_sigterm_in_a_report_cuts_it_short_and_saves(run):

@@ -23,6 +23,7 @@ from auto_deeplab.search.bilevel import Search
 from auto_deeplab.space.genotype import Genotype
 from official import convolutions, distribution, input_pipeline
 from official.checkpoints import Checkpoints
+from official.interrupts import Interrupts
 from tests.command import train_here
 from tests.deeplab_shards import encoded, example, write_shards
 
@@ -308,6 +309,7 @@ def check_plain_crops(built):
 def check_loop(built):
     names = ("model_dir", "report_every", "save_every", "steps_per_loop", "batch_size")
     assert [built.loop[name] for name in names] == [str(built.run), 9, 11, 6, 2]
+    assert isinstance(built.loop["interrupts"], Interrupts)  # of the strategy, here one process's
 
 
 def check_bad_steps(built):

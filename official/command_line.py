@@ -56,6 +56,8 @@ def run_app(
             arguments = flags.FLAGS(expand(sys.argv, also=flagfile_directories))
         except SystemExit:  # absl has answered --helpfull, and calls that a failure
             raise SystemExit(0) from None
+        except ValueError as error:  # what absl says of --noNAME=VALUE
+            raise UsageError(f"{error}: write --NAME=false, or --noNAME alone") from None
         if len(arguments) > 1:
             raise UsageError(
                 f"unexpected argument {arguments[1]!r}: flags are written --name=value (in a "

@@ -1,10 +1,14 @@
 """Flagfiles that name other flagfiles, so that what several recipes share is written once."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+
+MOST_FILES = 1000
+"""Two that each name the next one twice, 30 deep, would be a billion."""
 
 _FLAG = ("--flagfile", "-flagfile")
 
@@ -28,7 +32,8 @@ def expand(
         also: more such folders, for those that are not in the first.
 
     Raises:
-        flags.CantOpenFlagFileError: a flagfile cannot be read, or contains itself.
+        flags.CantOpenFlagFileError: a flagfile cannot be read, or contains itself, or there are too
+            many.
     """
     return [argument for argument, _ in locate(arguments, directory, also=also)]
 
@@ -37,12 +42,17 @@ def locate(
     arguments: Sequence[str], directory: str = "", *, also: Sequence[Path] = ()
 ) -> list[Located]:
     """`expand` that gives each argument with the flagfile in which it stands, or None."""
-    return _locate(arguments, Path(directory), also, ())
+    return _locate(arguments, Path(directory), also, (), [])
 
 
 def _locate(
-    arguments: Sequence[str], directory: Path, also: Sequence[Path], inside: tuple[Path, ...]
+    arguments: Sequence[str],
+    directory: Path,
+    also: Sequence[Path],
+    inside: tuple[Path, ...],
+    read: list[Path],
 ) -> list[Located]:
+    """`locate`; `inside` are the flagfiles that lead here, `read` grows by each that is read."""
     found: list[Located] = []
     here = inside[-1] if inside else None
     rest = iter(arguments)
@@ -53,7 +63,8 @@ def _locate(
         if name not in _FLAG:
             found.append((argument, here))
             continue
-        named = Path(value if equals else next(rest, "")).expanduser()
+        given = value if equals else next(rest, "")
+        named = Path(os.path.expanduser(given))  # which leaves ~nosuchuser as it is
         places = [directory / named, *(place / named for place in also)]
         file = next((place for place in places if place.is_file()), places[0])
         where = f" (in {here})" if here else ""
@@ -61,8 +72,14 @@ def _locate(
             raise flags.CantOpenFlagFileError(
                 f"--flagfile={file}{where} contains itself: take one of these lines out"
             )
+        read.append(file)
+        if len(read) > MOST_FILES:
+            raise flags.CantOpenFlagFileError(
+                f"--flagfile={read[0]} leads to more than {MOST_FILES} flagfiles, the last of them "
+                f"{file}{where}: name each once"
+            )
         lines = _read_lines(file, where, also)
-        found += _locate(lines, file.parent, also, (*inside, file))
+        found += _locate(lines, file.parent, also, (*inside, file), read)
     return found
 
 

@@ -101,6 +101,8 @@ class _PathParser(flags.ArgumentParser):
         self._plain = plain
 
     def parse(self, argument: str) -> str:
+        if not argument:
+            raise ValueError("it is empty, as of a shell variable that is not set: give a path")
         path = expand_path(argument)
         if self._plain:
             check_no_pattern(path)

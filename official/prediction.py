@@ -34,11 +34,13 @@ class Pictures:
         sources: for each picture the name for messages to the user: its file, or its record.
         images: uint8 [H, W, 3] for each, in their order; raises RunError for one that is
             unreadable.
+        files: those that they are read from, none of which is written over.
     """
 
     names: list[str]
     sources: list[str]
     images: Iterator[np.ndarray]
+    files: Sequence[Path] = ()
 
 
 def open_pictures(inputs: str, output_dir: str) -> Pictures:
@@ -57,6 +59,7 @@ def open_pictures(inputs: str, output_dir: str) -> Pictures:
         names=[name for _, name in found],
         sources=[str(path) for path, _ in found],
         images=_read_pictures([path for path, _ in found]),
+        files=[path for path, _ in found],
     )
 
 
@@ -117,9 +120,10 @@ def predict(
         the paths of the label maps, in the order of the pictures.
 
     Raises:
-        RunError: two pictures would get the same name, one is unreadable (those before it are
-            done), a file cannot be written, the classes are not the network's, or a submission
-            would be refused for its names. Names are checked before anything is written.
+        RunError: two pictures would get the same name, one would be written over, one is
+            unreadable (those before it are done), a file cannot be written, the classes are not the
+            network's, or a submission would be refused for its names. Names are checked before
+            anything is written.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
@@ -173,6 +177,16 @@ def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | 
         sources[file] = source
     if submission:
         check_alone(submission, output_dir, sources)
+        written = list(sources)
+    else:
+        written = [*sources, *(f"{name}_overlay.png" for name in pictures.names), "legend.png"]
+    inputs = {path.resolve() for path in pictures.files}
+    for file in written:
+        if Path(output_dir, file).resolve() in inputs:
+            raise RunError(
+                f"{Path(output_dir, file)} is one of the pictures, and would be written over: give "
+                "another --output_dir"
+            )
     return list(sources)
 
 

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 from PIL import Image
 
 from auto_deeplab.network import retrain
@@ -103,7 +104,11 @@ def refused(code, *arguments, saying):
         (["--mode=eval", "--eval_scales=1,0"], ["--eval_scales=1,0", "positive"]),
         (["--mode=eval", "--eval_scales=nan"], ["--eval_scales=nan", "positive"]),
         (["--mode=train", "--learning_rate=0"], ["--learning_rate=0", "above 0"]),
-        (["--mode=train", "--learning_rate=nan"], ["--learning_rate=nan", "above 0"]),
+        (["--mode=train", "--learning_rate=nan"], ["--learning_rate=nan", "finite"]),
+        (["--mode=train", f"--train_steps={10**19}"], [f"--train_steps={10**19}"]),
+        (["--mode=train", "--num_classes=0"], ["--num_classes=0"]),
+        (["--mode=predict", "--input="], ["--input=", "it is empty"]),
+        (["--flagfile=~nosuchuser/x"], ["--flagfile=~nosuchuser/x", "cannot be read"]),
         (["--mode=train", "--drop_path_keep_prob=0"], ["--drop_path_keep_prob=0", "above 0"]),
         (["--mode=train", "--batch_norm_decay=1.5"], ["--batch_norm_decay=1.5", "[0.0, 1.0]"]),
         (["--mode=train", "--top_k_pixels=0"], ["--top_k_pixels=0", "above 0"]),
@@ -115,8 +120,13 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--class_weights=1,x"], ["--class_weights=1,x", "one per class"]),
         (["--mode=train", "--class_weights=1,-1"], ["--class_weights=1,-1", "from 0 on"]),
         (["--mode=train", "--class_weights=1,inf"], ["--class_weights=1,inf", "finite"]),
+        (["--mode=train", "--class_weights=1e-320,0"], ["--class_weights=1e-320,0", "smallest"]),
+        (["--mode=train", "--top_k_pixels=1e-320"], ["--top_k_pixels=1e-320", "1e-30 at least"]),
+        (["--mode=train", f"--crop_size={10**9}"], [f"--crop_size={10**9}", "65535 at most"]),
+        (["--mode=eval", "--eval_scales=1e308"], ["--eval_scales=1e308", "65535 at most"]),
+        (["--mode=train", "--norandom_flip=false"], ["--norandom_flip=false", "--noNAME alone"]),
         (["--mode=train", "--class_weights=0,0"], ["--class_weights=0,0", "not all 0"]),
-        (["--mode=train", "--batch_size=0"], ["--batch_size=0", "positive integer"]),
+        (["--mode=train", "--batch_size=0"], ["--batch_size=0", "range [1, "]),
         (["--mode=train", "--batch_size=two"], ["--batch_size=two"]),
         (["--mode=train", f"--seed={2**31}"], [f"--seed={2**31}"]),
         (["--mode=train", "--precision=int8"], ["--precision=int8", "bfloat16"]),
@@ -125,6 +135,29 @@ def refused(code, *arguments, saying):
 )
 def test_a_wrong_command_line(arguments, saying):
     refused(USAGE, *arguments, saying=saying)
+
+
+def test_no_flag_takes_a_number_that_is_none():
+    from auto_deeplab.modes import flag_definitions
+
+    of_modes = flags.FLAGS.get_key_flags_for_module(flag_definitions)
+    numbers = [flag for flag in of_modes if flag.flag_type() == "float"]
+    assert len(numbers) > 12
+    for flag in numbers:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag.name}={value}: .*"):
+                flag.parse(value)
+
+
+def test_no_path_flag_takes_nothing():
+    from auto_deeplab.modes import flag_definitions
+
+    of_modes = flags.FLAGS.get_key_flags_for_module(flag_definitions)
+    paths = [flag for flag in of_modes if flag.parser.syntactic_help == "a path"]
+    assert {"data_dir", "model_dir", "input", "output", "checkpoint"} <= {f.name for f in paths}
+    for flag in paths:
+        with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag.name}=: it is empty"):
+            flag.parse("")
 
 
 def test_a_wrong_flagfile(tmp_path):

@@ -79,7 +79,7 @@ def test_the_whole_road_among_strange_names(tmp_path, monkeypatch):
     )
     succeed(*training, "--train_steps=4", flag["genotype"], flag["model_dir"])
     # The older ones were found and removed.
-    assert len(list((tmp_path / plain / "run" / "checkpoints").glob("*.index"))) == 3
+    assert len(list((tmp_path / plain / "run" / "checkpoints").glob("ckpt-*.index"))) == 3
     monkeypatch.chdir("/")  # flags.cfg names all with their folders; nothing is left to do
     succeed(f"--flagfile={tmp_path}/{plain}/run/flags.cfg")
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ Only train.py reads their values; mode_flags.py checks and explains them. Tensor
 here, so that `--help` is quick.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -168,6 +169,13 @@ RECOMPUTE = ("cell", "node", "none")
 COST_METRICS = ("multiply_adds", "latency")
 
 
+SMALLEST = 1e-30
+"""Of factors: float32 has nothing below 1e-38, and products need room."""
+
+LARGEST = 65_535
+"""Of sides, channels and scales in a list."""
+
+
 class _Parser(flags.ArgumentParser):
     """Reads a flag's text with a function; the message of its ValueError is shown to the user."""
 
@@ -184,8 +192,8 @@ def _numbers(kind: type, counts: range, meaning: str, text: str) -> list[Any]:
         values = [kind(number) for number in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in counts or not all(0 < value < float("inf") for value in values):
-        raise ValueError(f"give {meaning}")
+    if len(values) not in counts or not all(0 < value <= LARGEST for value in values):
+        raise ValueError(f"give {meaning}, {LARGEST} at most")
     return values
 
 
@@ -194,8 +202,12 @@ def _class_weights(text: str) -> list[float]:
         values = [float(number) for number in text.split(",")]
     except ValueError:
         values = []
-    if not all(0 <= value < float("inf") for value in values) or not any(values):
-        raise ValueError("give finite numbers from 0 on, one per class, not all 0")
+    if not all(value == 0 or SMALLEST <= value < float("inf") for value in values):
+        values = []
+    if not any(values):
+        raise ValueError(
+            f"give finite numbers from 0 on, one per class, not all 0; {SMALLEST:g} is the smallest"
+        )
     return values
 
 
@@ -230,9 +242,25 @@ def _list(
     flags.DEFINE(parser, name, default, text, serializer=flags.CsvListSerializer(","))
 
 
-_count = partial(flags.DEFINE_integer, lower_bound=1)
-_share = partial(flags.DEFINE_float, lower_bound=0.0, upper_bound=1.0)
-_strength = partial(flags.DEFINE_float, lower_bound=0.0)
+class _FiniteParser(flags.FloatParser):
+    """Reads a number; absl takes nan and inf for numbers too."""
+
+    def convert(self, argument: Any) -> float:
+        value = super().convert(argument)
+        if not math.isfinite(value):
+            raise ValueError("it must be a finite number")
+        return value
+
+
+def _number(name: str, default: float | None, text: str, **bounds: float) -> None:
+    flags.DEFINE(
+        *(_FiniteParser(**bounds), name, default, text), serializer=flags.ArgumentSerializer()
+    )
+
+
+_count = partial(flags.DEFINE_integer, lower_bound=1, upper_bound=2**31 - 1)
+_share = partial(_number, lower_bound=0.0, upper_bound=1.0)
+_strength = partial(_number, lower_bound=0.0)
 _plain_path = partial(define_path, plain=True)
 
 flags.DEFINE_enum("mode", None, list(MODES), "What the command does.")
@@ -263,12 +291,16 @@ flags.DEFINE_integer(
     "own scripts wrote, which do not say it, and for a network that profile counts without "
     "--model_dir. All other data and runs know it: leave it away there, as another number is an "
     "error.",
+    lower_bound=1,
+    upper_bound=256,
 )
 flags.DEFINE_integer(
     "ignore_label",
     None,
     "The label of void pixels, which do not count. It can be left away, as --num_classes; shards "
     "of DeepLab's own scripts are read with 255 then.",
+    lower_bound=0,
+    upper_bound=255,
 )
 flags.DEFINE_string(
     "train_split", "train", "The split to train on. A search halves it: trainA and trainB."
@@ -291,6 +323,7 @@ flags.DEFINE_integer(
     "The number of checkpoints that are kept: the newest ones, beside the one of the best "
     "validation. Whether the newest is good, only the loss of the next step tells: so at least 2.",
     lower_bound=2,
+    upper_bound=2**31 - 1,
 )
 _count(
     "max_eval_images",
@@ -341,6 +374,7 @@ flags.DEFINE_integer(
     "The number of steps in a row that may have a loss, or lead to values, that are not finite. "
     "They change nothing; one more ends the run.",
     lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 flags.DEFINE_bool(
     "deterministic",
@@ -389,7 +423,7 @@ _strength(
     "The factor of the coupled L2 penalty: in a search on all weights, in a training on "
     "convolution kernels.",
 )
-flags.DEFINE_float(
+_number(
     "gradient_clip_norm",
     None,
     "The largest norm that the gradient of the loss by all weights together may have; a longer one "
@@ -481,7 +515,7 @@ flags.DEFINE_enum(
     COST_METRICS,
     "What --cost_table holds: billions of multiply-adds, or ms on this device.",
 )
-flags.DEFINE_float(
+_number(
     "cost_budget",
     None,
     "The cost up to which an architecture pays nothing, in the unit of --cost_table: billions of "
@@ -597,6 +631,8 @@ for _name in (
     *("top_k_pixels", "last_layer_learning_rate_multiplier", "cost_budget", "predict_scale"),
 ):
     flags.register_validator(
-        _name, lambda value: value is None or 0 < value < float("inf"), "must be above 0"
+        _name,
+        lambda value: value is None or value >= SMALLEST,
+        f"must be above 0, and {SMALLEST:g} at least: what is less is nothing in float32",
     )
 flags.register_validator("ema_decay", lambda value: value < 1, "must be below 1")

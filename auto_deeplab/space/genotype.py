@@ -107,6 +107,8 @@ class Genotype:
         """
         try:
             data = json.loads(text)
+        except RecursionError:
+            raise ValueError("not a genotype's JSON: it is nested too deeply") from None
         except ValueError as error:
             raise ValueError(f"not JSON ({error})") from None
         if not isinstance(data, dict):
@@ -115,10 +117,12 @@ class Genotype:
             if key not in data:
                 raise ValueError(f"the key {key!r} is missing")
         if data["format"] != FORMAT or isinstance(data["format"], bool):
-            raise ValueError(f"format {data['format']!r} is not the one read here, {FORMAT}")
+            raise ValueError(
+                f"format {_shorten(data['format'])} is not the one read here, {FORMAT}"
+            )
         unknown = sorted(set(data) - {"format", "path", "cells", "cell_of_layer", "meta"})
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}")
+            raise ValueError(f"unknown key {_shorten(unknown[0])}")
         return cls(data["path"], data["cells"], data.get("cell_of_layer"), data.get("meta", {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -109,3 +109,17 @@ def test_other_directories_are_looked_into_last(write, tmp_path, monkeypatch):
         flags.Error, match=r"--flagfile=whol\.cfg cannot be read: No such .* mean --f"
     ):
         expand(["--flagfile=whol.cfg"], also=also)
+
+
+def test_flagfiles_that_name_the_next_one_twice_end(write):
+    for number in range(30):  # 2^30 files
+        write(f"{number}.cfg", f"--flagfile={number + 1}.cfg\n--flagfile={number + 1}.cfg")
+    write("30.cfg", "--x=1")
+    file = write("start.cfg", "--flagfile=0.cfg")
+    with pytest.raises(flags.CantOpenFlagFileError, match=r"start\.cfg leads to more than 1000"):
+        expand([f"--flagfile={file}"])
+
+
+def test_a_flagfile_of_nobody():
+    with pytest.raises(flags.CantOpenFlagFileError, match=r"~nosuchuser/x.*cannot be read"):
+        expand(["--flagfile=~nosuchuser/x"])

@@ -228,6 +228,22 @@ def test_same_name_twice_is_an_error_before_anything_is_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["legend.png", "a_labels.png", "b_overlay.png"])
+def test_no_picture_is_written_over(tmp_path, name):
+    stem = name.partition("_")[0].removesuffix(".png")
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    for path in (folder / f"{stem}.png", out / name):
+        path.parent.mkdir()
+        Image.fromarray(colours(2, 2)).save(path)
+    before = (out / name).read_bytes()
+    # Under a link, its name is another one.
+    (folder / "z.png").symlink_to(out / name)
+    pictures = Pictures([stem], ["z"], iter(()), [folder / "z.png"])
+    with pytest.raises(RunError, match=f"{name} is one of the pictures, and would be written over"):
+        predict(stand_in, pictures, str(out), class_names=NAMES, palette=PALETTE)
+    assert (out / name).read_bytes() == before and len(list(out.iterdir())) == 1
+
+
 @pytest.mark.parametrize("inputs", ["nowhere", "*.gif", "empty"])
 def test_no_match_names_the_pattern(tmp_path, inputs):
     (tmp_path / "empty").mkdir()

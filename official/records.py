@@ -185,6 +185,7 @@ def read_description(
             splits=splits,
             options=dict(meta["options"]),
         )
+        _check_classes(description)
     except Exception as error:  # tfds and json raise many kinds for a damaged directory
         raise RunError(f"{data_dir} cannot be read as a dataset ({error}): {remedy}") from error
     for split in splits.values():
@@ -192,6 +193,17 @@ def read_description(
             if not os.path.isfile(file):
                 raise RunError(f"{file} is missing: convert the dataset again")
     return description
+
+
+def _check_classes(description: Description) -> None:
+    """Raises ValueError if names and colours are not what they should be."""
+    names, palette = description.class_names, description.palette
+    if not all(isinstance(name, str) for name in (description.name, *names)):
+        raise ValueError("a class name in its metadata.json is no text")
+    if not names or len(palette) != len(names):
+        raise ValueError(f"its metadata.json has {len(names)} classes and {len(palette)} colours")
+    if not all(0 <= value <= 255 for value in (*sum(palette, ()), description.ignore_label)):
+        raise ValueError("a colour or the void label in its metadata.json is not in 0..255")
 
 
 def _describe_shards(

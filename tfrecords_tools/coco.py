@@ -136,9 +136,9 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
                 label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
                 annotation = Annotation(one["id"], label, one["segmentation"])
                 images[one["image_id"]].annotations.append(annotation)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{json_file} cannot be read as JSON: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{json_file} is no file of instances as COCO publishes it (at {error})"
         ) from error

@@ -104,7 +104,7 @@ class CostTable:
                 and table.pieces.keys() == names
                 and all(0 <= value < math.inf for value in table.pieces.values())
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         if not whole:
             raise ValueError(f"not a whole cost table of format {FORMAT}")

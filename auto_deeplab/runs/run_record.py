@@ -234,11 +234,42 @@ def _read(model_dir: str) -> Record:
     try:
         with open(path, encoding="utf-8") as file:
             record = json.load(file)
-        if isinstance(record, dict) and {"mode", "identity"} <= record.keys():
-            return record
-    except (OSError, ValueError):
+        if _is_record(record):
+            return record  # type: ignore[no-any-return]
+    except (OSError, ValueError, RecursionError):
         pass
     raise RunError(f"{path} is damaged: restore it, or choose another --model_dir")
+
+
+def _is_record(content: Any) -> bool:
+    """Whether the content of run.json has what is in every one, and all of the right kind."""
+
+    def has(key: str, kind: type) -> bool:
+        return key not in content or content[key] is None or isinstance(content[key], kind)
+
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("mode"), str)
+        and isinstance(content.get("identity"), dict)
+        and has("dataset", str)
+        and has(SCALE, dict)
+        and has(CONFIG, dict)
+        and has("class_names", list)
+        and all(isinstance(name, str) for name in content.get("class_names") or [])
+        and has("palette", list)
+        and all(_is_colour(colour) for colour in content.get("palette") or [])
+        and has(BRANCHES, list)
+        and all(_is_branch(branch) for branch in content.get(BRANCHES) or [])
+    )
+
+
+def _is_colour(value: Any) -> bool:
+    is_triple = isinstance(value, list) and len(value) == 3
+    return is_triple and all(type(one) is int and 0 <= one <= 255 for one in value)
+
+
+def _is_branch(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("checkpoint"), str)
 
 
 def shorten(value: Any) -> str:

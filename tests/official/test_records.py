@@ -113,7 +113,7 @@ def test_fingerprint_follows_the_content_not_the_place(data_dir, copy):
     assert len(first.fingerprint()) == 12
     for key, value in (
         ("name", "other"),
-        ("class_names", ["thing"]),
+        ("class_names", [f"thing {number}" for number in range(19)]),
         ("ignore_label", 0),
         ("options", {"resize_factor": 0.5}),
         ("sizes", {"train": [[40, 71, 5]], "val": [[*SIZE, 2]]}),

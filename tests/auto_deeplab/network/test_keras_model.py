@@ -278,7 +278,7 @@ def test_fit_learns():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_fit_in_low_precision(precision):
-    skip_without_convolutions(precision)
+    skip_without_convolutions(precision, gradients=True)
     distribution.set_precision(precision)
     try:
         network = compiled(build())

@@ -35,6 +35,8 @@ def explain(error: BaseException) -> str:
     lines = [re.sub(r"^\(\d+\) [A-Z_]+:\s*|^\d+ root error\(s\) found\.", "", x) for x in lines]
     said = next((x for x in lines if x and not x.startswith(_PREAMBLE)), "")
     said = said.removeprefix(f"{type(error).__name__}: ")
+    # Where in a tf.data pipeline it was.
+    said = re.sub(r"^Error in user-defined function passed to .*? iterator: \S+: ", "", said)
     if "assertion failed:" in said:  # then the words of the assertion, in brackets
         said = said.partition("assertion failed:")[2].strip("[] ")
     return " ".join(said.split())

@@ -2,11 +2,13 @@
 
 import atexit
 import gc
+import signal
 
 from official.quiet import set_environment
 
 set_environment()  # as commands do, before TensorFlow is imported
 atexit.register(gc.freeze)  # as commands do
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored, and stays so, under nohup
 
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402

@@ -68,3 +68,9 @@ def test_the_decoder_says_what_is_wrong_with_the_file():
 )
 def test_one_line_of_whatever_was_raised(error, words):
     assert explain(error) == words
+
+
+def test_places_in_a_pipeline_are_left_out():
+    text = "Error in user-defined function passed to ParallelMapDataset:338 transformation with "
+    text += "iterator: Iterator::Root::Prefetch::ParallelMapV2: Invalid PNG data, size 200"
+    assert explain(ValueError(text)) == "Invalid PNG data, size 200"

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from official import command_help
-from official.errors import RunError, UsageError, explain
+from official.errors import RunError, UsageError, explain, shorten
 from official.flagfiles import expand
 
 TRACEBACK = "AUTO_DEEPLAB_TRACEBACK"
@@ -128,7 +128,7 @@ def _explain_unforeseen(error: Exception) -> str:
     """
     notes = [note.splitlines()[0] for note in getattr(error, "__notes__", []) if note]
     doing = ", ".join([Path(sys.argv[0]).name, *reversed(notes)])
-    what = f"{type(error).__name__}: {_shorten(explain(error))}".removesuffix(": ")
+    what = f"{type(error).__name__}: {shorten(explain(error), 300)}".removesuffix(": ")
     return f"{doing}: {what} ({_keep_traceback(error)})"
 
 
@@ -143,7 +143,3 @@ def _keep_traceback(error: Exception) -> str:
     except OSError:
         return f"{TRACEBACK}=1 shows the traceback"
     return f"the traceback is in {path}; {TRACEBACK}=1 shows it here"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 300 else text[:297] + "..."

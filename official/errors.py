@@ -1,5 +1,6 @@
 """What goes wrong on purpose: errors that a user can make, and errors' words in one line."""
 
+import json
 import re
 
 # What TensorFlow, Keras and AutoGraph put before the words that say what is wrong.
@@ -15,6 +16,16 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """Data, a file or the run failed (exit code 1)."""
+
+
+def shorten(value: object, longest: int = 120) -> str:
+    """A value for a message: text as it is, others as JSON; one line, at most `longest` long.
+
+    What does not print, such as a line's end or a NUL, is shown as Python's escapes.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, default=repr, ensure_ascii=False)
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in cut)
 
 
 def explain(error: BaseException) -> str:

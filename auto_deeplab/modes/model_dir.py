@@ -20,7 +20,7 @@ from auto_deeplab.runs.saved_network import locate_checkpoint
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints, distribution, history, optimizers
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, shorten
 from official.evaluation import Logits
 from official.files import own_directory, remove_leftovers, write_atomically
 from official.progress import say
@@ -239,7 +239,7 @@ def explain_bad_loss(
         flags.append(f"--checkpoint={prefix}")
     else:  # what is there cannot be gone on from
         flags.append(f"--model_dir={model_dir.rstrip('/')}_2")
-    shown = ", ".join(run_record.shorten(name) for name in images[:2])
+    shown = ", ".join(shorten(name) for name in images[:2])
     return (
         f" (images {shown}{', ...' if len(images) > 2 else ''}); to go on at a lower rate: "
         f"{shlex.join([*command, *flags])}"

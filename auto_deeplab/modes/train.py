@@ -41,7 +41,7 @@ from auto_deeplab.runs import run_record, saved_network
 from auto_deeplab.runs.run_record import NETWORK_SHAPE
 from auto_deeplab.space.genotype import Genotype
 from official import distribution, input_pipeline, optimizers, schedules
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, shorten
 from official.progress import say
 from official.records import Description
 from official.sizes import Sizes
@@ -349,7 +349,7 @@ def check_init_checkpoint(
     there = {name: record["identity"][name] for name in NETWORK_SHAPE} if record else {}
     own = make_identity(NETWORK_SHAPE, network)
     wanted = [
-        f"--{name}={run_record.shorten(value)}".replace("[", "").replace("]", "").replace(" ", "")
+        f"--{name}={shorten(value)}".replace("[", "").replace("]", "").replace(" ", "")
         for name, value in there.items()
         if value != (list(own[name]) if isinstance(value, list) else own[name])
     ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, shorten
 from official.files import make_directory, write_atomically
 
 FILE = "run.json"
@@ -270,9 +270,3 @@ def _is_colour(value: Any) -> bool:
 
 def _is_branch(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("checkpoint"), str)
-
-
-def shorten(value: Any) -> str:
-    """A value as text, cut off after 120 characters."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."

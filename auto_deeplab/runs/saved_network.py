@@ -8,7 +8,7 @@ from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints
-from official.errors import RunError
+from official.errors import RunError, shorten
 from official.sizes import Sizes
 
 
@@ -54,7 +54,7 @@ def check_genotype(genotype: Genotype, prefix: str) -> None:
         if values[0] != values[1]:
             raise RunError(
                 f"the checkpoint {prefix} is that of another genotype: its {part} is "
-                f"{run_record.shorten(values[0])}, not {run_record.shorten(values[1])}"
+                f"{shorten(values[0])}, not {shorten(values[1])}"
             )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from auto_deeplab.space import search_space
+from official.errors import shorten
 from official.files import make_directory, write_atomically
 
 FORMAT = 1
@@ -118,11 +119,11 @@ class Genotype:
                 raise ValueError(f"the key {key!r} is missing")
         if data["format"] != FORMAT or isinstance(data["format"], bool):
             raise ValueError(
-                f"format {_shorten(data['format'])} is not the one read here, {FORMAT}"
+                f"format {shorten(repr(data['format']), 60)} is not the one read here, {FORMAT}"
             )
         unknown = sorted(set(data) - {"format", "path", "cells", "cell_of_layer", "meta"})
         if unknown:
-            raise ValueError(f"unknown key {_shorten(unknown[0])}")
+            raise ValueError(f"unknown key {shorten(repr(unknown[0]), 60)}")
         return cls(data["path"], data["cells"], data.get("cell_of_layer"), data.get("meta", {}))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -193,13 +194,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
 
 def _list(value: object, name: str, content: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{name} must be a list of {content}, not {_shorten(value)}")
+        raise ValueError(f"{name} must be a list of {content}, not {shorten(repr(value), 60)}")
     return value
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _is_integer(value: object) -> bool:
@@ -210,7 +206,7 @@ def _integers(value: object, name: str) -> tuple[int, ...]:
     numbers = _list(value, name, "whole numbers")
     for number in numbers:
         if not _is_integer(number):
-            raise ValueError(f"{name} must hold whole numbers, not {_shorten(number)}")
+            raise ValueError(f"{name} must hold whole numbers, not {shorten(repr(number), 60)}")
     return tuple(numbers)
 
 
@@ -245,11 +241,11 @@ def _cell(value: object, name: str) -> Cell:
 def _branch(value: object, block_number: int, name: str) -> Branch:
     pair = _list(value, f"{name}: a branch", "input and operation")
     if len(pair) != 2:
-        raise ValueError(f"{name}: {_shorten(value)} is not a pair [input, operation]")
+        raise ValueError(f"{name}: {shorten(repr(value), 60)} is not a pair [input, operation]")
     source, operation = pair
     if not _is_integer(source) or not 0 <= source < 2 + block_number:
         raise ValueError(
-            f"{name}: input {_shorten(source)} is not in 0..{1 + block_number} "
+            f"{name}: input {shorten(repr(source), 60)} is not in 0..{1 + block_number} "
             "(0 and 1 are the previous layers, 2 + i is the earlier block i)"
         )
     if operation == search_space.NONE:
@@ -277,7 +273,7 @@ def _cell_of_layer(
 
 def _json_copy(meta: object) -> dict[str, Any]:
     if not isinstance(meta, dict):
-        raise ValueError(f"meta must be an object, not {_shorten(meta)}")
+        raise ValueError(f"meta must be an object, not {shorten(repr(meta), 60)}")
     try:
         return dict(json.loads(json.dumps(meta, allow_nan=False)))
     except (TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 import pytest
 import tensorflow as tf
 
-from official.errors import explain
+from official.errors import explain, shorten
 from official.images import decode_label
 
 
@@ -74,3 +74,10 @@ def test_places_in_a_pipeline_are_left_out():
     text = "Error in user-defined function passed to ParallelMapDataset:338 transformation with "
     text += "iterator: Iterator::Root::Prefetch::ParallelMapV2: Invalid PNG data, size 200"
     assert explain(ValueError(text)) == "Invalid PNG data, size 200"
+
+
+def test_a_value_in_a_message_is_one_short_line():
+    assert shorten("a\nb\0c") == "a\\nb\\x00c"
+    assert shorten({"genotype": [1, None]}) == '{"genotype": [1, null]}'
+    assert shorten("x" * 200) == "x" * 117 + "..."
+    assert shorten("x" * 200, 10) == "xxxxxxx..."

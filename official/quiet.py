@@ -22,8 +22,8 @@ def import_tensorflow() -> None:
     takes seconds, in which Ctrl-C ends the process without a traceback.
     """
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
-    shown = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # 3 is what a process that came through here hands on to those that it starts.
+    shown = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") != "3"
     set_environment()
     with errors_in_one_line(), contextlib.nullcontext() if shown else _silence():
         import keras

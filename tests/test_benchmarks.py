@@ -123,3 +123,11 @@ def test_what_would_be_computed_in_float32_is_not_measured_as_bfloat16(monkeypat
     with pytest.raises(UsageError, match="--precision=bfloat16 brings nothing"):
         machine.set_precision("bfloat16")
     machine.set_precision("float32")
+
+
+def test_crash_test():
+    _, found = run("crash_test", "--kills=4", "--jobs=2")
+    seconds = found.pop("seconds")
+    # Two runs at a time, one of each mode, and the last of each is not killed any more.
+    assert found.pop("torn") <= 4 and found.pop("runs") >= 2 and seconds > 0
+    assert found == {"kills": 4, "lost": 0, "changed": 0, "blocked": 0}

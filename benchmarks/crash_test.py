@@ -185,7 +185,7 @@ class CrashTest:
             code, said = self._start(mode, run, death if may_be_killed else None)
             begun = re.search(r"(?:goes on|starts) at step (\d+) of", said)
             if begun and int(begun[1]) < whole:
-                self._tell("lost", run, f"step {begun[1]}, not {whole}: {said}")
+                self._tell("lost", run, f"step {begun[1]}, not {whole}")
             if code in KILLED:
                 self._count("kills", 1)
                 progress.advance()
@@ -196,7 +196,7 @@ class CrashTest:
                 with self._lock:
                     self._left += 1
         if code:
-            self._tell("blocked", run, f"exit code {code}: {said}")
+            self._tell("blocked", run, f"exit code {code}: {said.splitlines()[-1:]}")
             return
         self._count("runs", 1)
         now, then = result(run), self._whole[mode]

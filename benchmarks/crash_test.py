@@ -49,29 +49,11 @@ import tensorflow as tf
 from absl import flags
 
 from auto_deeplab import train
-from benchmarks.input_pipeline import make_label, make_photo
+from benchmarks import tiny_runs
 from official.command_line import run_app
 from official.progress import Progress
-from tfrecords_tools.convert import convert
 
-SIZE, CLASSES = (40, 72), 19
-STEPS = 6
-SMALL = ("--batch_size=2", "--filter_multiplier=2", "--stem_filters=4,4,4", "--deterministic")
-GENOTYPE = """{"format": 1, "path": [0, 1], "cells": [[
-  [[0, "sep_conv_3x3"], [1, "atrous_conv_3x3"]], [[2, "max_pool_3x3"], [0, "skip_connect"]]]]}"""
-MODES = {
-    # 8 images make halves of 4, two steps an epoch: from step 3 on alpha and beta move too.
-    "search": (
-        *("--crop_size=33", "--num_layers=2", "--num_blocks=1", "--max_eval_images=1"),
-        *("--operations=sep_conv_3x3,skip_connect,none", "--epochs=3", "--alpha_start_epoch=1"),
-        "--save_every=1",
-    ),
-    "train": (
-        *("--genotype=genotype.json", "--crop_size=33,65", "--head_filters=8", "--ema_decay=0.9"),
-        *(f"--train_steps={STEPS}", "--drop_path_keep_prob=0.7", "--batch_norm_decay=0.9"),
-        *("--save_every=1", "--eval_every=3"),
-    ),
-}
+STEPS, REPORT_EVERY = 6, 2
 KILLED = (-signal.SIGKILL, -signal.SIGALRM)
 LONGEST_S = 600
 # So many operations on its files does such a run have; those beyond its last one kill nobody.
@@ -148,19 +130,8 @@ class CrashTest:
 
     def prepare(self) -> None:
         """Makes the data, and for each mode the run that nobody kills."""
-        rng = np.random.default_rng(0)
-        for split, count in (("train", 8), ("val", 1)):
-            for kind, make in (("images", make_photo), ("masks", make_label)):
-                folder = self._root / "source" / kind / split
-                folder.mkdir(parents=True)
-                for number in range(count):
-                    make(rng, *SIZE).save(folder / f"{number}.png")
-        names = "".join(f"class {index}\n" for index in range(CLASSES))
-        (self._root / "source" / "classes.txt").write_text(names)
-        with contextlib.redirect_stdout(sys.stderr):
-            convert("folder", str(self._root / "source"), str(self._root / "data"))
-        (self._root / "genotype.json").write_text(GENOTYPE)
-        for mode in MODES:
+        tiny_runs.prepare(self._root)
+        for mode in tiny_runs.MODES:
             code, said = self._start(mode, self._root / mode)
             if code:
                 raise SystemExit(f"{mode} does not run at all: {said}")
@@ -171,7 +142,7 @@ class CrashTest:
         while self._left > 0:
             with self._lock:
                 number = next(self._names)
-            mode = list(MODES)[number % len(MODES)]
+            mode = tiny_runs.MODES[number % 2]
             rng = random.Random(f"{self._seed} {number}")
             self._run(mode, self._root / f"{mode}-{number}", rng, progress)
 
@@ -211,7 +182,8 @@ class CrashTest:
     ) -> tuple[int, str]:
         """Its exit code, -number if a signal ended it, and what it said."""
         log = f"{run}.log"
-        command = [f"--mode={mode}", "--data_dir=data", f"--model_dir={run}", *SMALL, *MODES[mode]]
+        command = tiny_runs.arguments(mode, run, steps=STEPS, report_every=REPORT_EVERY)
+        command += ["--deterministic", "--save_every=1"]
         process = self._processes.Process(target=live, args=(command, str(self._root), log, death))
         process.start()
         process.join(LONGEST_S)

@@ -131,3 +131,13 @@ def test_crash_test():
     # Two runs at a time, one of each mode, and the last of each is not killed any more.
     assert found.pop("torn") <= 4 and found.pop("runs") >= 2 and seconds > 0
     assert found == {"kills": 4, "lost": 0, "changed": 0, "blocked": 0}
+
+
+def test_memory_growth():
+    table, found = run("memory_growth", "--steps=40")
+    assert len(table) == 2 * 20 and set(found) == {"search", "train"}
+    for row in found.values():
+        assert row["last_mb"] / row["first_mb"] == pytest.approx(
+            1 + row["growth_percent"] / 100, abs=1e-4
+        )
+        assert row["first_mb"] > 100  # Python with TensorFlow

@@ -140,6 +140,7 @@ def run_mode() -> None:
                 views=of(evaluate.Views),
                 predict_scale=FLAGS.predict_scale,
                 submission=FLAGS.submission,
+                max_pixels=FLAGS.max_pixels,
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,
             )
@@ -149,6 +150,7 @@ def run_mode() -> None:
                 export_dir=FLAGS.export_dir,
                 export_probabilities=FLAGS.export_probabilities,
                 predict_scale=FLAGS.predict_scale,
+                max_pixels=FLAGS.max_pixels,
                 num_classes=FLAGS.num_classes,
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,

@@ -5,7 +5,8 @@ Signatures, the same answers from both:
     serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch, decoded as
                      in training (official/images.py): a camera's rotation mark is not obeyed
     -> labels uint8 [B, H, W], on request also probabilities float32 [B, H, W, C]
-H and W are the images' own. A network of data that were converted smaller sees them at its data's
+H and W are the images' own; an image of more pixels than `export` was told is an error, that of a
+file before it is decoded. A network of data that were converted smaller sees them at its data's
 scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
 Assets: labels.txt, a class name per line, and palette.txt, its "red green blue" in 0..255.
 """
@@ -13,6 +14,7 @@ Assets: labels.txt, a class name per line, and palette.txt, its "red green blue"
 import os
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -21,7 +23,7 @@ import tensorflow as tf
 from official.errors import RunError
 from official.evaluation import compute_logits
 from official.files import make_directory, write_directory_atomically
-from official.images import decode_image
+from official.images import MAX_PIXELS, check_pixels, decode_image
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
 
@@ -34,6 +36,7 @@ def export(
     palette: Sequence[Sequence[int]],
     probabilities: bool = False,
     sizes: Sizes = OWN_SIZE,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path:
     """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
 
@@ -46,6 +49,7 @@ def export(
         probabilities: whether the signatures answer probabilities too.
         sizes: the scale at which the model sees the images; both signatures bring them to it, and
             its logits back to the images' own size.
+        max_pixels: of an image; larger ones are refused.
 
     Returns:
         the path of export_dir/<n>.
@@ -66,7 +70,7 @@ def export(
         tempfile.TemporaryDirectory() as words,
     ):
         assets = _write_assets(Path(words), class_names, palette)  # TensorFlow copies them
-        served = _Served(model, len(class_names), probabilities, sizes, assets)
+        served = _Served(model, len(class_names), probabilities, sizes, max_pixels, assets)
         tf.saved_model.save(
             served,
             str(directory),
@@ -99,6 +103,7 @@ class _Served(tf.Module):
         num_classes: int,
         probabilities: bool,
         sizes: Sizes,
+        max_pixels: int,
         assets: Sequence[str],
     ) -> None:
         super().__init__()
@@ -108,7 +113,9 @@ class _Served(tf.Module):
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
         def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), images)
+            with tf.control_dependencies([check_pixels(tf.shape(images)[1:3], max_pixels)]):
+                checked = tf.identity(images)
+            logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), checked)
             labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
             if not probabilities:
                 return {"labels": labels}
@@ -116,7 +123,8 @@ class _Served(tf.Module):
 
         def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
             picture = tf.TensorSpec([None, None, 3], tf.uint8)
-            return answer(tf.map_fn(decode_image, image_bytes, fn_output_signature=picture))
+            decode = partial(decode_image, max_pixels=max_pixels)
+            return answer(tf.map_fn(decode, image_bytes, fn_output_signature=picture))
 
         images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
         image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")

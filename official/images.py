@@ -10,6 +10,8 @@ operations:
            the pixels are those of Pillow and most others, where TensorFlow's default is off by 6
     GIF, BMP, WebP, ...   refused
 
+A file of a few kB can claim to be as large as memory: what the header says is looked at first.
+
 Colour profiles change nothing. Neither does a camera's rotation mark (EXIF orientation): pixels are
 taken as the file stores them.
 
@@ -17,36 +19,77 @@ What is written are PNGs, by Pillow.
 """
 
 import io
+import warnings
 
 import tensorflow as tf
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 """Of image files' names, in lower case."""
 
+MAX_PIXELS = 2**27
+"""Images with more are decoded where that is asked for alone; so many take 400 MB."""
+
+TOO_LARGE = "pixels are more than the limit of"
+"""What errors say of images with more."""
+
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 _ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 # A PNG begins with 8 bytes and its first chunk: length, "IHDR", width, height, bits, colour type.
-_PNG_BITS, _PNG_COLOUR_TYPE = 24, 25
+_PNG_WIDTH, _PNG_BITS, _PNG_COLOUR_TYPE = 16, 24, 25
 _COLOUR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
 
 
-def decode_image(encoded: tf.Tensor) -> tf.Tensor:
+def decode_image(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """Decodes a PNG or JPEG file (scalar string) to uint8 [H, W, 3], RGB.
 
     Raises:
-        tf.errors.InvalidArgumentError: the file is damaged or of another format.
+        tf.errors.InvalidArgumentError: the file is damaged, of another format, or says that it has
+            more pixels.
     """
 
-    def png() -> tf.Tensor:  # the operation would take GIF and others too
+    def jpeg() -> tf.Tensor:
+        with tf.control_dependencies([check_pixels(jpeg_size(encoded), max_pixels)]):
+            return tf.io.decode_jpeg(encoded, **_ACCURATE)
+
+    def png() -> tf.Tensor:
+        with tf.control_dependencies([check_pixels(_png_size(encoded), max_pixels)]):
+            return tf.io.decode_png(encoded, channels=3)
+
+    def other() -> tf.Tensor:  # which decode_png would take too, a GIF for one
         return tf.cond(
-            _begins_with(encoded, _PNG),
-            lambda: tf.io.decode_png(encoded, channels=3),
-            lambda: _refuse("neither PNG nor JPEG", (0, 0, 3)),
+            _begins_with(encoded, _PNG), png, lambda: _refuse("neither PNG nor JPEG", (0, 0, 3))
         )
 
-    image = tf.cond(is_jpeg(encoded), lambda: tf.io.decode_jpeg(encoded, **_ACCURATE), png)
+    image = tf.cond(is_jpeg(encoded), jpeg, other)
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def check_pixels(size: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Operation | None:
+    """An operation that fails if an image of that size has more pixels; run at once if eagerly.
+
+    Args:
+        size: integers [2], height and width.
+        max_pixels: how many it may have.
+
+    Raises:
+        tf.errors.InvalidArgumentError: it has more.
+    """
+    size = tf.cast(size, tf.int64)
+    sides = tf.strings.reduce_join(tf.strings.as_string(size), separator=" x ")
+    words = tf.strings.join([sides, f" {TOO_LARGE} {max_pixels} in all"])
+    return tf.raw_ops.Assert(condition=tf.reduce_prod(size) <= max_pixels, data=[words])
+
+
+def jpeg_size(encoded: tf.Tensor) -> tf.Tensor:
+    """Height and width that a JPEG file (scalar string) claims: int32 [2]."""
+    return tf.io.extract_jpeg_shape(encoded)[:2]
+
+
+def _png_size(encoded: tf.Tensor) -> tf.Tensor:
+    header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_PNG_BITS)
+    sides = tf.reshape(tf.cast(header[_PNG_WIDTH:], tf.int64), [2, 4])
+    return tf.reduce_sum(sides * (2**24, 2**16, 2**8, 1), 1)[::-1]
 
 
 def decode_jpeg_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
@@ -90,11 +133,12 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
         ]
         return _refuse(tf.strings.join(wrong), (0, 0))
 
-    return tf.cond(
-        tf.reduce_all(kind == tf.constant((*_PNG, 8, 0), tf.uint8)),
-        lambda: tf.io.decode_png(encoded, channels=1)[..., 0],
-        refused,
-    )
+    def grey() -> tf.Tensor:
+        with tf.control_dependencies([check_pixels(_png_size(encoded))]):
+            return tf.io.decode_png(encoded, channels=1)[..., 0]
+
+    is_grey = tf.reduce_all(kind == tf.constant((*_PNG, 8, 0), tf.uint8))
+    return tf.cond(is_grey, grey, refused)
 
 
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
@@ -112,7 +156,9 @@ def read_orientation(file: bytes) -> int:
     if file.startswith(_PNG) and b"eXIf" not in file and b"Raw profile type" not in file:
         return 1
     try:
-        found = Image.open(io.BytesIO(file)).getexif().get(ExifTags.Base.Orientation, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = open_image(file).getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises many kinds for damaged EXIF, by which nobody turns an image
         return 1
     return found if found in range(1, 9) else 1
@@ -125,10 +171,34 @@ def read_size(file: bytes) -> tuple[int, int]:
         ValueError: it is damaged, or no image.
     """
     try:
-        with Image.open(io.BytesIO(file)) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        image = open_image(file)
+    except ValueError as error:
         raise ValueError(f"its image cannot be read: {error}") from error
+    return image.height, image.width
+
+
+def open_image(file: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens a PNG or JPEG file with Pillow, which reads its header and not yet its pixels.
+
+    Raises:
+        ValueError: it is damaged, of another format, or says that it has more pixels.
+    """
+    if not file.startswith((_PNG, _JPEG)):
+        raise ValueError("it is neither PNG nor JPEG: save it as PNG")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of other formats Pillow has decoders that nobody here needs.
+            image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError:
+        raise ValueError(f"its {TOO_LARGE} {max_pixels} in all") from None
+    except Exception as error:  # Pillow raises many kinds for damaged headers
+        # Its own words for this one name an object in memory.
+        what = "its header is damaged" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{what}") from error
+    if image.height * image.width > max_pixels:
+        raise ValueError(f"{image.height} x {image.width} {TOO_LARGE} {max_pixels} in all")
+    return image
 
 
 def encode_png(image: Image.Image) -> bytes:

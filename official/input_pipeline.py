@@ -13,7 +13,14 @@ import tensorflow as tf
 
 from official import preprocessing
 from official.errors import RunError, UsageError, explain
-from official.images import decode_image, decode_jpeg_window, decode_label, is_jpeg
+from official.images import (
+    check_pixels,
+    decode_image,
+    decode_jpeg_window,
+    decode_label,
+    is_jpeg,
+    jpeg_size,
+)
 from official.progress import Progress
 from official.records import Description, index_records, parse_example, read_record
 
@@ -401,8 +408,9 @@ def _read_crops_from_files(description: Description, read: Any) -> _ReadCrop:
         encoded = parsed["image"]
 
         def jpeg() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            size = tf.io.extract_jpeg_shape(encoded)[:2]
-            rows, columns = positions(size)
+            size = jpeg_size(encoded)
+            with tf.control_dependencies([check_pixels(size)]):
+                rows, columns = positions(tf.identity(size))
             begin = tf.stack([tf.reduce_min(axis.lower) for axis in (rows, columns)])
             end = tf.stack([tf.reduce_max(axis.upper) for axis in (rows, columns)]) + 1
             margin = tf.constant([2, 2])  # see decode_jpeg_window

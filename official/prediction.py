@@ -14,15 +14,24 @@ from PIL import Image
 from tqdm import tqdm
 
 from official.drawing import Palette, draw_legend, draw_overlay
-from official.errors import RunError, explain
+from official.errors import RunError, explain, shorten
 from official.evaluation import Logits, compute_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
-from official.images import SUFFIXES, decode_image, encode_png, read_orientation
+from official.images import (
+    MAX_PIXELS,
+    SUFFIXES,
+    TOO_LARGE,
+    decode_image,
+    encode_png,
+    read_orientation,
+)
 from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
 from official.records import Description, parse_example
 from official.sizes import OWN_SIZE, Sizes
 from official.submission import Submission, check_alone
+
+REMEDY = ": make it smaller, or give more as --max_pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +52,14 @@ class Pictures:
     files: Sequence[Path] = ()
 
 
-def open_pictures(inputs: str, output_dir: str) -> Pictures:
+def open_pictures(inputs: str, output_dir: str, max_pixels: int = MAX_PIXELS) -> Pictures:
     """Opens the pictures that a file name, folder or glob pattern stands for.
 
     Args:
         inputs: a picture, a folder (searched with its sub-folders) or a glob pattern (** for any
             depth); PNG or JPEG.
         output_dir: where the answers go; those of earlier runs are no input.
+        max_pixels: a picture with more is refused, when its turn comes and before it is decoded.
 
     Raises:
         RunError: there are none.
@@ -58,13 +68,18 @@ def open_pictures(inputs: str, output_dir: str) -> Pictures:
     return Pictures(
         names=[name for _, name in found],
         sources=[str(path) for path, _ in found],
-        images=_read_pictures([path for path, _ in found]),
+        images=_read_pictures([path for path, _ in found], max_pixels),
         files=[path for path, _ in found],
     )
 
 
-def open_split(description: Description, split: str) -> Pictures:
+def open_split(description: Description, split: str, max_pixels: int = MAX_PIXELS) -> Pictures:
     """Opens the images of a split of a data directory; their records need no labels.
+
+    Args:
+        description: the data directory's description.
+        split: name of the split.
+        max_pixels: an image with more is refused when its turn comes.
 
     Raises:
         RunError: there is no such split, or it cannot be read.
@@ -77,8 +92,16 @@ def open_split(description: Description, split: str) -> Pictures:
         for filename in _read(filenames, description):
             names.append(os.fsdecode(filename.numpy()))
             progress.advance()
-    images = (element["image"][0].numpy() for element in _read(elements, description))
-    return Pictures(names, names, images)
+
+    def images() -> Iterator[np.ndarray]:
+        for name, element in zip(names, _read(elements, description), strict=True):
+            image = element["image"][0].numpy()
+            if image.shape[0] * image.shape[1] > max_pixels:
+                size = f"{image.shape[0]} x {image.shape[1]}"
+                raise RunError(f"{shorten(name)}: {size} {TOO_LARGE} {max_pixels} in all{REMEDY}")
+            yield image
+
+    return Pictures(names, names, images())
 
 
 def _read(dataset: tf.data.Dataset, description: Description) -> Iterator[Any]:
@@ -236,23 +259,24 @@ def _find_fixed_part(pattern: str) -> Path:
     return Path(*parts[:fixed])
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads a PNG or JPEG file as official.images decodes it: uint8 [H, W, 3], RGB in 0..255.
 
     Raises:
-        RunError: it is unreadable, or damaged anywhere.
+        RunError: it is unreadable, damaged anywhere, or has more pixels.
     """
     try:
-        return decode_image(Path(path).read_bytes()).numpy()
+        return decode_image(Path(path).read_bytes(), max_pixels).numpy()
     except (OSError, tf.errors.OpError) as error:
-        reason = error.strerror if isinstance(error, OSError) else explain(error)
+        reason = str(error.strerror) if isinstance(error, OSError) else explain(error)
+        reason += REMEDY if TOO_LARGE in reason else ""
         raise RunError(f"cannot read the image {path}: {reason}") from None
 
 
-def _read_pictures(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def _read_pictures(paths: Sequence[Path], max_pixels: int) -> Iterator[np.ndarray]:
     warned = False
     for path in paths:
-        image = read_picture(path)
+        image = read_picture(path, max_pixels)
         if not warned and read_orientation(path.read_bytes()) > 1:
             warned = True
             tqdm.write(

@@ -1,19 +1,15 @@
 """What a dataset module tells the converter, and what such modules share: pairs, reading files."""
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from official.errors import RunError, explain
-from official.images import decode_image, encode_png, read_orientation
-
-# What Pillow raises for files that are no images, cut off or damaged.
-_BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from official.images import decode_image, encode_png, open_image, read_orientation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +93,9 @@ def read_index_png(path: Path) -> np.ndarray:
     Raises:
         RunError: the file is damaged, of another kind, or holds values above 255.
     """
-    try:
-        file = path.read_bytes()
-        image = Image.open(io.BytesIO(file))
-        values = np.asarray(image)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
+    file, image = _open(path)
+    _load(path, image)
+    values = np.asarray(image)
     needed = "a label map must have one channel of label values"
     if image.format in ("JPEG", "MPO"):
         raise RunError(
@@ -151,7 +144,7 @@ class Photograph:
         try:
             rgb = decode_image(self._file).numpy()
         except tf.errors.OpError as error:
-            self._load()  # says better what is wrong with the file, if it sees it
+            _load(self.path, self._opened)  # says better what is wrong, if it sees it
             raise RunError(
                 f"{self.path} cannot be read by TensorFlow: {explain(error)}: save it again"
             ) from error
@@ -165,12 +158,6 @@ class Photograph:
         """
         pixels = self.decode()  # finds all damage that training would
         return (encode_png(pixels), "png") if self.changes else (self._file, self.format)
-
-    def _load(self) -> None:
-        try:
-            self._opened.load()
-        except _BROKEN as error:
-            raise _unreadable(self.path, error) from error
 
 
 def read_image(
@@ -192,15 +179,8 @@ def read_image(
         RunError: the file is neither PNG nor JPEG, its header is damaged, or its label map was or
             may have been drawn on the turned image.
     """
-    try:
-        file = path.read_bytes()
-        image = Image.open(io.BytesIO(file))
-        bits, mark = _bits(image, file), read_orientation(file)
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
-    # MPO: a JPEG followed by others, which cameras and telephones write.
-    if image.format not in ("PNG", "JPEG", "MPO"):
-        raise RunError(f"{path} must be a PNG or JPEG, but it is {image.format}: save it as PNG")
+    file, image = _open(path)
+    bits, mark = _bits(image, file), read_orientation(file)
     stored = (image.height, image.width)
     upright = stored[::-1] if mark > 4 else stored
     if mark > 1 and label_size == upright and (turned_labels or upright != stored):
@@ -229,10 +209,22 @@ def read_image(
     )
 
 
-def _unreadable(path: Path, error: Exception) -> RunError:
-    # Pillow's own words for this one name an object in memory.
-    what = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-    return RunError(f"{path} cannot be read as an image: {what}")
+def _open(path: Path) -> tuple[bytes, Image.Image]:
+    """A file's bytes and, opened, what they hold; RunError if it cannot be read."""
+    try:
+        file = path.read_bytes()
+        return file, open_image(file)
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{path} cannot be read as an image: {what}") from error
+
+
+def _load(path: Path, image: Image.Image) -> None:
+    """Decodes an opened image's pixels; RunError if they are damaged."""
+    try:
+        image.load()
+    except Exception as error:  # Pillow raises many kinds
+        raise RunError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _bits(image: Image.Image, file: bytes) -> int:

@@ -19,6 +19,9 @@ from official.training_loop import Row
 
 PathLike = str | os.PathLike[str]
 
+MAX_PIXELS = 2**25
+"""Of an image to segment, unless another limit is given: a camera's, but no map of a city."""
+
 
 @dataclass(frozen=True)
 class Data:

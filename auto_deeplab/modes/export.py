@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from auto_deeplab.modes.data import Devices, PathLike
+from auto_deeplab.modes.data import MAX_PIXELS, Devices, PathLike
 from auto_deeplab.modes.model_dir import choose_scale, load_network, read_training
 from official.export import export as write_saved_model
 from official.progress import say
@@ -15,6 +15,7 @@ def export(
     export_dir: PathLike | None = None,
     export_probabilities: bool = False,
     predict_scale: float | None = None,
+    max_pixels: int = MAX_PIXELS,
     num_classes: int | None = None,
     devices: Devices = Devices(),
     checkpoint: PathLike | None = None,
@@ -26,6 +27,7 @@ def export(
         export_dir: None: model_dir/export.
         export_probabilities: whether it answers probabilities beside labels.
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
+        max_pixels: of an image; it refuses larger ones.
         num_classes: the number of classes that is expected; another one is an error.
         devices: where the graph is made.
         checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
@@ -48,6 +50,7 @@ def export(
         palette=record["palette"],
         probabilities=export_probabilities,
         sizes=sizes,
+        max_pixels=max_pixels,
     )
     say(f"exported: {path}")
     return path

@@ -140,6 +140,7 @@ USED: dict[str, tuple[str, ...]] = {
     "output_dir": ("predict",),
     "submission": ("predict",),
     "predict_scale": ("predict", "export"),
+    "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
     "export_probabilities": ("export",),
 }
@@ -616,6 +617,12 @@ _strength(
     None,
     "The factor of a picture's sides before the network sees it; 1 leaves it as it is. Without it "
     "pictures are brought to the scale of the training data.",
+)
+_count(
+    "max_pixels",
+    2**25,
+    "The number of pixels above which an image is refused, before it is decoded: a small file can "
+    "claim to be larger than memory. The exported network keeps to it too.",
 )
 _plain_path(
     "export_dir",

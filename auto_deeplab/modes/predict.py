@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from auto_deeplab.modes.data import Data, Devices, PathLike
+from auto_deeplab.modes.data import MAX_PIXELS, Data, Devices, PathLike
 from auto_deeplab.modes.evaluate import Views
 from auto_deeplab.modes.model_dir import (
     as_logits,
@@ -31,6 +31,7 @@ def predict(
     views: Views = Views(),
     predict_scale: float | None = None,
     submission: str | None = None,
+    max_pixels: int = MAX_PIXELS,
     devices: Devices = Devices(),
     checkpoint: PathLike | None = None,
 ) -> list[Path]:
@@ -45,6 +46,7 @@ def predict(
         views: how each image is looked at.
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
         submission: one of official.submission.FORMS; None: label maps and overlays.
+        max_pixels: of an image; larger ones are refused.
         devices: where it runs.
         checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
 
@@ -73,10 +75,10 @@ def predict(
     form = choose_submission(submission, class_names, split, description)
     sizes = choose_scale(record, model_dir, predict_scale, description)
     if description:
-        found = open_split(description, split)
+        found = open_split(description, split, max_pixels)
     else:
         assert input  # so was checked
-        found = open_pictures(os.fspath(input), output_dir)
+        found = open_pictures(os.fspath(input), output_dir, max_pixels)
     network, _, _ = load_network(model_dir, checkpoint, strategy)
     done = prediction.predict(
         as_logits(network),

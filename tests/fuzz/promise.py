@@ -1,6 +1,8 @@
 """What is promised of any input: an answer, or one short line that says what to do."""
 
-from official.errors import RunError, UsageError
+import tensorflow as tf
+
+from official.errors import RunError, UsageError, explain
 
 LONGEST = 400
 
@@ -19,7 +21,7 @@ def answer(call, *arguments, errors=(UsageError, RunError), **named):
     try:
         return call(*arguments, **named), None
     except errors as error:
-        message = str(error)
+        message = explain(error) if isinstance(error, tf.errors.OpError) else str(error)
     assert message and len(message) <= LONGEST, message
     assert "\n" not in message and "\0" not in message, repr(message)
     assert message.isprintable(), repr(message)

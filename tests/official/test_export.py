@@ -278,3 +278,21 @@ def test_256_classes_fit(tmp_path):
     loaded = tf.saved_model.load(directory)
     labels = loaded.signatures["serving_default"](tf.constant(images_of(1, 2, 2)))["labels"]
     np.testing.assert_array_equal(labels, np.full((1, 2, 2), 255))
+
+
+def test_an_image_above_the_limit_is_an_error_by_both_signatures_and_the_process_lives(
+    model, tmp_path
+):
+    directory = export(
+        *(model, tmp_path / "export"), class_names=NAMES, palette=PALETTE, max_pixels=6 * 8
+    )
+    signatures = tf.saved_model.load(str(directory)).signatures
+    fits, too_large = images_of(2, 6, 8), images_of(2, 7, 7)
+    for name, key, make in (
+        ("serving_default", "images", tf.constant),
+        ("serve_bytes", "image_bytes", lambda images: tf.constant([*map(encoded, images)])),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"7 x 7 pixels .* limit of 48"):
+            signatures[name](**{key: make(too_large)})
+        labels = signatures[name](**{key: make(fits)})["labels"]
+        np.testing.assert_array_equal(labels, np.argmax(model(fits.astype(np.float32)), -1))

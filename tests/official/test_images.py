@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from official.images import (
+    TOO_LARGE,
     decode_image,
     decode_jpeg_window,
     decode_label,
@@ -175,3 +178,46 @@ def test_the_size_is_in_the_header(file):
     assert read_size(file[:1000]) == (HEIGHT, WIDTH)  # the pixels are not there
     with pytest.raises(ValueError, match="its image cannot be read"):
         read_size(file[:10])
+
+
+def claims(file: bytes, height: int, width: int) -> bytes:
+    """A PNG or JPEG whose header says another size."""
+    if file.startswith(b"\x89PNG"):
+        header = b"IHDR" + struct.pack(">II", width, height) + file[24:29]
+        return file[:12] + header + struct.pack(">I", zlib.crc32(header)) + file[33:]
+    (frame,) = [file.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in file]
+    return file[: frame + 5] + struct.pack(">HH", height, width) + file[frame + 9 :]
+
+
+@pytest.mark.parametrize("kind", ["png", "4:2:0", "progressive 4:2:0", "CMYK"])
+def test_what_claims_to_be_huge_is_not_decoded(kind):
+    file = claims(encoded(photo()) if kind == "png" else jpeg(kind), 60_000, 60_000)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"60000 x 60000 {TOO_LARGE} {2**27}"):
+        decode_image(file)
+    with pytest.raises(ValueError, match=TOO_LARGE):
+        read_size(file)
+    if kind == "png":  # sides that do not even fit 31 bits, and a product that does not fit 64
+        with pytest.raises(tf.errors.InvalidArgumentError, match="4294967295 x 1 pixels"):
+            decode_image(claims(file, 2**32 - 1, 1))
+        grey = claims(encoded(photo("L")), 60_000, 60_000)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=TOO_LARGE):
+            decode_label(grey, "")
+
+
+@pytest.mark.parametrize("kind", ["png", "4:2:0"])
+def test_the_limit_is_the_last_size_that_is_decoded(kind):
+    file = encoded(photo()) if kind == "png" else jpeg(kind)
+    assert decode_image(file, HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{HEIGHT} x {WIDTH} {TOO_LARGE}"):
+        decode_image(file, HEIGHT * WIDTH - 1)
+
+
+@pytest.mark.parametrize("form", ["dds", "gif", "bmp", "tiff", "webp", "avif", "ppm"])
+def test_other_formats_are_not_even_tried(form, tmp_path):
+    photo().save(tmp_path / "a.png", form)
+    file = (tmp_path / "a.png").read_bytes()
+    for content in (file, file[: len(file) // 2]):
+        with pytest.raises(ValueError, match="neither PNG nor JPEG"):
+            read_size(content)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="neither PNG nor JPEG"):
+            decode_image(content)

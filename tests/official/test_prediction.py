@@ -14,10 +14,11 @@ from official.prediction import (
     open_pictures,
     open_split,
     predict,
+    read_picture,
 )
 from official.records import read_description
 from official.sizes import Sizes
-from tests.miniature import change_records, write_cityscapes, write_pair
+from tests.miniature import SIZE, change_records, write_cityscapes, write_pair
 from tfrecords_tools.convert import convert
 
 NAMES = ["sky", "road", "car"]
@@ -299,3 +300,22 @@ def test_linked_folders_are_searched_and_circles_end(tmp_path):
     for inputs in (photos, f"{photos}/**/*.png"):
         found = [name for _, name in find_pictures(str(inputs), str(tmp_path / "out"))]
         assert found == ["a", "link/a"]
+
+
+def test_what_is_larger_than_the_limit_is_refused_before_it_is_decoded(tmp_path):
+    # 144 Mpixel in 140 kB of PNG; its answer would take gigabytes.
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "huge.png")
+    with pytest.raises(RunError, match=r"huge.png: 12000 x 12000 .* of 1000 .*--max_pixels$"):
+        read_picture(tmp_path / "huge.png", 1000)
+    Image.fromarray(colours(6, 9)).save(tmp_path / "street.png")
+    assert read_picture(tmp_path / "street.png", 6 * 9).shape == (6, 9, 3)
+
+
+def test_an_image_of_a_split_that_is_larger_than_the_limit(tmp_path):
+    write_cityscapes(tmp_path / "source", train=1, val=1)
+    convert("cityscapes", str(tmp_path / "source"), str(tmp_path / "data"))
+    description = read_description(str(tmp_path / "data"))
+    pixels = SIZE[0] * SIZE[1]
+    assert [x.shape for x in open_split(description, "val", pixels).images] == [(*SIZE, 3)]
+    with pytest.raises(RunError, match=r"town_000001_000019.*: 40 x 72 pixels .*--max_pixels$"):
+        next(open_split(description, "val", pixels - 1).images)

@@ -153,7 +153,7 @@ def fill(path: Path, value: int, shape: tuple[int, ...] = SIZE) -> None:
         (lambda s: fill(s / LABEL, 7, (*SIZE, 3)), f"{LABEL} is no label map: .* mode is RGB"),
         (
             lambda s: Image.open(s / IMAGE).save(s / IMAGE, "GIF"),
-            f"{IMAGE} must be a PNG or JPEG, but it is GIF",
+            f"{IMAGE} cannot be read as an image: it is neither",
         ),
         (
             lambda s: (s / IMAGE).unlink() or (s / IMAGE).symlink_to("nowhere"),

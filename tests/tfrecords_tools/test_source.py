@@ -199,7 +199,11 @@ def without_crc(file):
         (".png", without_crc, "cannot be read by TensorFlow: Invalid PNG data"),
         (".jpg", lambda f: f[:-100], "cannot be read as an image: image file is truncated"),
         (".jpg", lambda f: f[:50], "cannot be read as an image"),
-        (".jpg", lambda f: b"", "cannot be read as an image: its format is unknown$"),
+        (
+            ".jpg",
+            lambda f: b"",
+            "cannot be read as an image: it is neither PNG nor JPEG: save it as PNG$",
+        ),
     ],
 )
 def test_damaged_photographs_are_refused(photo, tmp_path, suffix, damage, message):
@@ -216,7 +220,7 @@ def test_damaged_photographs_are_refused(photo, tmp_path, suffix, damage, messag
 @pytest.mark.parametrize("suffix", [".bmp", ".gif", ".tif", ".webp"])
 def test_other_formats_are_refused(photo, tmp_path, suffix):
     photo.save(tmp_path / f"photo{suffix}")
-    with pytest.raises(RunError, match=r"must be a PNG or JPEG, but it is .*: save it as PNG"):
+    with pytest.raises(RunError, match="it is neither PNG nor JPEG: save it as PNG"):
         read_image(tmp_path / f"photo{suffix}")
 
 

@@ -74,6 +74,7 @@ def test_predict(root, trained, tmp_path):
         "eval_scales": "0.5,1.25",
         "eval_flip": "true",
         "predict_scale": "0.75",
+        "max_pixels": "4000",
         "distribution_strategy": "mirrored",
         "precision": "bfloat16",
         "deterministic": "true",
@@ -99,6 +100,10 @@ def test_predict(root, trained, tmp_path):
         (call,) = calls
         assert list(call["scales"]) == [0.5, 1.25] and call["flip"] is True
         assert call["sizes"].resize_factor == 0.75 and call["submission"] is None
+        refused = train_here(
+            *(f"--{name}={value}" for name, value in {**common, **places, "max_pixels": 9}.items())
+        )
+        assert refused.code == 1 and "more than the limit of 9 in all" in refused.error
         assert loads[0]["arguments"][:2] == (str(trained), str(common["checkpoint"]))
         files = [path.name for path in (tmp_path / "out").rglob("*_labels.png")]
         assert len(files) == found + (NUM_THEIRS if places is of_files else 0)
@@ -119,6 +124,7 @@ def test_export(root, trained, tmp_path):
         "export_dir": tmp_path / "models",
         "export_probabilities": "true",
         "predict_scale": "0.75",
+        "max_pixels": "2000",
         "distribution_strategy": "mirrored",
         "precision": "bfloat16",
         "deterministic": "true",
@@ -132,7 +138,7 @@ def test_export(root, trained, tmp_path):
         done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
     assert done.code == 0, done.stderr
     assert devices == WANTED_DEVICES
-    assert calls[0]["sizes"].resize_factor == 0.75
+    assert calls[0]["sizes"].resize_factor == 0.75 and calls[0]["max_pixels"] == 2000
     assert loads[0]["arguments"][:2] == (str(trained), str(flags["checkpoint"]))
     signature = tf.saved_model.load(str(tmp_path / "models" / "1")).signatures["serving_default"]
     assert signature.structured_outputs.keys() == {"labels", "probabilities"}

@@ -1,6 +1,7 @@
 """Of the wiring of searches and trainings, what both have: see wiring.py."""
 
 import dataclasses
+import inspect
 import re
 from unittest import mock
 
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab.modes import data as modes_data
-from auto_deeplab.modes import evaluate, search, train
+from auto_deeplab.modes import evaluate, export, predict, search, train
 from auto_deeplab.modes.flag_definitions import USED
 from tests.auto_deeplab.modes.test_search_wiring import LOOKS_AT_SEARCH, rate_of_search
 from tests.auto_deeplab.modes.test_train_wiring import LOOKS_AT_TRAIN, rate_of_training
@@ -110,6 +111,9 @@ def test_defaults_in_python_are_those_of_the_command_line():
                     default = flags.FLAGS[field.name].default
                     as_written = tuple(default) if isinstance(default, list) else default
                     assert field.default == as_written, field.name
+    for function in (predict.predict, export.export):
+        default = inspect.signature(function).parameters["max_pixels"].default
+        assert flags.FLAGS["max_pixels"].default == default
 
 
 @pytest.mark.parametrize("name", ["search", "train"])

@@ -12,6 +12,7 @@ directory, the newest checkpoint that is whole.
 """
 
 import glob
+import math
 import os
 import re
 import shutil
@@ -317,7 +318,9 @@ def open_reader(path: str) -> Iterator[tuple[str, Any]]:
     """Path prefix and reader of a checkpoint; what goes wrong with its files becomes RunError."""
     prefix = find(path)
     try:
-        yield prefix, tf.train.load_checkpoint(prefix)
+        reader = tf.train.load_checkpoint(prefix)
+        _check_claims(prefix, reader)
+        yield prefix, reader
     # The reader turns unreadable files into errors of several kinds.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
         for file in _files(prefix):
@@ -327,6 +330,19 @@ def open_reader(path: str) -> Iterator[tuple[str, Any]]:
             f"the checkpoint {prefix} is damaged or incomplete ({explain(error)}): "
             "use another one of its directory"
         ) from None
+
+
+def _check_claims(prefix: str, reader: Any) -> None:
+    """Raises ValueError if the index tells of more than the data can hold: a huge tensor."""
+    types = reader.get_variable_to_dtype_map()
+    claimed = sum(
+        math.prod(shape) * types[name].size
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if types[name] != tf.string
+    )
+    held = sum(map(os.path.getsize, glob.glob(f"{glob.escape(prefix)}.data-*")))
+    if claimed > held:
+        raise ValueError(f"it tells of {claimed} bytes and has {held}")
 
 
 def verify(prefix: str) -> None:

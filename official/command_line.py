@@ -24,6 +24,9 @@ from official import command_help
 from official.errors import RunError, UsageError, explain, shorten
 from official.flagfiles import expand
 
+LONGEST, LONGEST_WORD = 2000, 300
+"""So many characters an error has at most, and a path or another word in it."""
+
 TRACEBACK = "AUTO_DEEPLAB_TRACEBACK"
 """The environment variable that has the traceback of any error printed above its line."""
 
@@ -113,8 +116,15 @@ def _say(error: BaseException, message: str, code: int) -> int:
     if _shows_traceback():
         traceback.print_exception(error)
     line = re.sub(r"\s*\n\s*", " ", message.strip())
+    # A value of the command line or a name in a file can be as long, and as odd, as it likes.
+    line = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", _cut_middle, line)
+    line = shorten(line, LONGEST)
     print(f"error: {line}", file=sys.stderr, flush=True)
     return code
+
+
+def _cut_middle(word: re.Match[str]) -> str:
+    return f"{word[0][: LONGEST_WORD // 2]}...{word[0][-LONGEST_WORD // 2 :]}"
 
 
 def _shows_traceback() -> bool:

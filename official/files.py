@@ -11,14 +11,17 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from official.errors import RunError, explain
+from official.errors import RunError, UsageError, explain
 
 LOCK = "run.lock"
 """The file in a directory that says which process has it."""
+
+SMALL = 2**24
+"""So many bytes has a file of those that `read_small` reads at most."""
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -32,6 +35,30 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise RunError(f"cannot make the directory {path}: {error.strerror}") from None
     return Path(path)
+
+
+def read_small(path: str | os.PathLike[str]) -> bytes:
+    """Reads a file that people write, or that this project writes: JSON, a list, a flagfile.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than such files are.
+    """
+    with open(path, "rb") as file:
+        content = file.read(SMALL + 1)
+    if len(content) > SMALL:
+        raise ValueError(f"it is larger than {SMALL // 2**20} MB, so it is another file")
+    return content
+
+
+def check_output(path: str | os.PathLike[str], inputs: Iterable[Path], flag: str) -> None:
+    """Raises UsageError if a file to be written is one of those that are read."""
+    with contextlib.suppress(OSError):  # it is not there yet
+        status = os.stat(path)
+        for file in inputs:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(status, os.stat(file)):
+                    raise UsageError(f"{flag}={path} is a file that is read: give another one")
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

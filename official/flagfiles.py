@@ -7,6 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
+from official.files import read_small
+
 MOST_FILES = 1000
 """Two that each name the next one twice, 30 deep, would be a billion."""
 
@@ -85,9 +87,11 @@ def _locate(
 
 def _read_lines(file: Path, where: str, also: Sequence[Path]) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_small(file).decode("utf-8-sig")
     except UnicodeDecodeError:
         reason = "not text in UTF-8: save it so"
+    except ValueError as error:
+        reason = str(error)
     except OSError as error:
         reason = error.strerror or str(error)
         known = [path.name for place in also for path in sorted(place.glob("*.cfg"))]

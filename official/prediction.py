@@ -189,8 +189,16 @@ def _name_answers(pictures: Pictures, output_dir: str, submission: Submission | 
     file_of = submission.file_of if submission else lambda name: f"{name}_labels.png"
     sources: dict[str, str] = {}
     for name, source in zip(pictures.names, pictures.sources, strict=True):
-        if Path(name).is_absolute() or ".." in Path(name).parts:  # of a record
-            raise RunError(f"the answer to {source} would not be below {output_dir}: rename it")
+        # A record may be called anything.
+        if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+            raise RunError(
+                f"the answer to {shorten(repr(source))} would not be below {output_dir}: rename it"
+            )
+        if any(ord(character) < 32 for character in name):
+            raise RunError(
+                f"{shorten(repr(source))} has a control character in its name, which makes no file "
+                "name: rename it"
+            )
         file = file_of(name)
         if file in sources:
             raise RunError(

@@ -19,11 +19,13 @@ no description, their filenames may have suffixes, and images without labels may
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +33,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from official import datasets, deeplab_shards
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, explain, shorten
+from official.files import read_small
 from official.progress import Progress
 
 IGNORE_LABEL = 255
 METADATA_FORMAT = 1
+LONGEST_NAME = 200
+"""So many characters has the name of a class at most."""
 
 _KEYS = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -105,6 +110,12 @@ class Description:
             )
         return self.splits[name]
 
+    def files(self) -> list[Path]:
+        """All files that make it up."""
+        names = ("dataset_info.json", "features.json", "metadata.json")
+        shards = (Path(file) for split in self.splits.values() for file in split.files)
+        return [*(Path(self.data_dir, name) for name in names), *shards]
+
     def fingerprint(self) -> str:
         """Hashes what the description says, but for the directory: 12 hex digits."""
         content = {
@@ -164,6 +175,8 @@ def read_description(
             return _describe_shards(data_dir, shards, num_classes, ignore_label)
         raise RunError(f"{data_dir} holds no dataset (no dataset_info.json in it): {remedy}")
     try:
+        for name in ("dataset_info.json", "features.json", "metadata.json"):
+            read_small(os.path.join(data_dir, name))
         info = tfds.builder_from_directory(data_dir).info
         meta = info.metadata
         if not meta or meta.get("format") != METADATA_FORMAT:
@@ -172,7 +185,7 @@ def read_description(
             name: Split(
                 num_examples=split.num_examples,
                 files=tuple(os.path.join(data_dir, os.path.basename(f)) for f in split.filepaths),
-                sizes=tuple(sorted((int(h), int(w), int(n)) for h, w, n in meta["sizes"][name])),
+                sizes=tuple(sorted((h, w, n) for h, w, n in meta["sizes"][name])),
             )
             for name, split in info.splits.items()
         }
@@ -180,14 +193,16 @@ def read_description(
             name=meta["name"],
             data_dir=data_dir,
             class_names=tuple(meta["class_names"]),
-            palette=tuple((int(r), int(g), int(b)) for r, g, b in meta["palette"]),
-            ignore_label=int(meta["ignore_label"]),
+            palette=tuple((r, g, b) for r, g, b in meta["palette"]),
+            ignore_label=meta["ignore_label"],
             splits=splits,
             options=dict(meta["options"]),
         )
         _check_classes(description)
+        _check_splits(splits)
     except Exception as error:  # tfds and json raise many kinds for a damaged directory
-        raise RunError(f"{data_dir} cannot be read as a dataset ({error}): {remedy}") from error
+        what = shorten(explain(error), 200)
+        raise RunError(f"{data_dir} cannot be read as a dataset ({what}): {remedy}") from error
     for split in splits.values():
         for file in split.files:
             if not os.path.isfile(file):
@@ -198,12 +213,34 @@ def read_description(
 def _check_classes(description: Description) -> None:
     """Raises ValueError if names and colours are not what they should be."""
     names, palette = description.class_names, description.palette
-    if not all(isinstance(name, str) for name in (description.name, *names)):
-        raise ValueError("a class name in its metadata.json is no text")
-    if not names or len(palette) != len(names):
+    for name in (description.name, *names):
+        if not (isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME):
+            raise ValueError(
+                "a name in its metadata.json is no text of up to "
+                f"{LONGEST_NAME} characters that can be printed: {shorten(name, 60)}"
+            )
+    if not 0 < len(names) <= 256 or len(palette) != len(names):
         raise ValueError(f"its metadata.json has {len(names)} classes and {len(palette)} colours")
-    if not all(0 <= value <= 255 for value in (*sum(palette, ()), description.ignore_label)):
-        raise ValueError("a colour or the void label in its metadata.json is not in 0..255")
+    for value in (*itertools.chain(*palette), description.ignore_label):
+        if type(value) is not int or not 0 <= value <= 255:
+            raise ValueError(
+                "a colour or the void label in its metadata.json is not in 0..255: "
+                f"{shorten(value, 60)}"
+            )
+
+
+def _check_splits(splits: Mapping[str, Split]) -> None:
+    """Raises ValueError if there are none, or their numbers are not what they should be."""
+    if not splits:
+        raise ValueError("it has no split")
+    for name, split in splits.items():
+        if not all(type(number) is int and number > 0 for size in split.sizes for number in size):
+            raise ValueError(f"a size of {name} in its metadata.json is not of numbers above 0")
+        count = sum(number for _, _, number in split.sizes)
+        if not count == split.num_examples > 0:
+            raise ValueError(
+                f"{name} has {split.num_examples} examples, but sizes of {count} in metadata.json"
+            )
 
 
 def _describe_shards(

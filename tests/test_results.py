@@ -166,6 +166,17 @@ def test_eval_writes_elsewhere(root, tmp_path):
     assert done.code == 2 and f"--output={tmp_path} is a directory: give a file" in done.error
 
 
+@pytest.mark.parametrize(
+    "name", ["run/run.json", "run/genotype.json", "run/history.jsonl", "data/metadata.json"]
+)
+def test_eval_writes_over_nothing_that_is_read(root, name):
+    before = (root / name).read_bytes()
+    common = (f"--model_dir={root / 'run'}", f"--data_dir={root / 'data'}")
+    done = train_here("--mode=eval", *common, f"--output={root / name}")
+    assert done.code == 2 and f"--output={root / name} is a file that is read" in done.error
+    assert (root / name).read_bytes() == before
+
+
 def test_scales_and_flip_change_the_answer(root, tmp_path):
     picture = root / "source" / f"{TOWN.format(split='test', number=1)}.png"
     for name, options in (("one", ()), ("same", ("--eval_scales=1",)), ("multi", MULTI)):

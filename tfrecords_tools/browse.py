@@ -36,8 +36,8 @@ from official.drawing import (
     load_font,
     measure_text,
 )
-from official.errors import RunError, UsageError
-from official.files import make_directory, write_atomically
+from official.errors import RunError, UsageError, shorten
+from official.files import check_output, make_directory, write_atomically
 from official.images import decode_image, encode_png
 from official.input_pipeline import (
     check_crop_size,
@@ -92,7 +92,7 @@ def read_stored(description: Description, split: str, count: int, seed: int) -> 
             label = decode_label_or_void(record, image.shape[:2], description.ignore_label).numpy()
         except tf.errors.OpError as error:
             raise make_data_error(error, description) from None
-        name = record["filename"].numpy().decode(errors="replace")
+        name = shorten(record["filename"].numpy().decode(errors="replace"))
         counts = np.bincount(label.ravel(), minlength=256)
         wrong = find_mismatches(counts, label.shape, image.shape[:2], description)
         if wrong:
@@ -141,7 +141,7 @@ def read_augmented(
         for batch in batches.take(count):
             image, label = batch["image"][0].numpy(), batch["label"][0].numpy()
             record = pick_record(batch["number"][0], len(numbers), len(numbers), seed, 0)
-            name = read(record)["filename"].numpy().decode(errors="replace")
+            name = shorten(read(record)["filename"].numpy().decode(errors="replace"))
             pixels = image.round().astype(np.uint8)
             yield Example(name, pixels, label.astype(np.uint8), find_padding(image))
     except tf.errors.OpError as error:
@@ -210,6 +210,7 @@ def browse(
         UsageError: no image fills the crop.
         RunError: the data cannot be used or the file cannot be written.
     """
+    check_output(output, description.files(), "--output")
     total = description.split(split).num_examples
     count = min(images, total)
     title = f"{description.name}, {split}: "

@@ -26,7 +26,7 @@ from absl import flags
 
 from official.command_line import run_app
 from official.errors import RunError
-from official.files import make_directory
+from official.files import check_output, make_directory
 from official.paths import define_path
 from official.records import Description
 from tfrecords_tools import class_chart, data_flags
@@ -99,6 +99,7 @@ def check(description: Description, figure: str = "") -> None:
         RunError: something is wrong; every error has been printed.
     """
     if figure:
+        check_output(figure, description.files(), "--figure")
         _check_writable(figure)  # reading a large dataset takes long
     print(
         f"{description.name}: {description.num_classes} classes, void {description.ignore_label}, "

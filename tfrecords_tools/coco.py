@@ -14,6 +14,7 @@ put together.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from official import datasets
-from official.errors import RunError
+from official.errors import RunError, shorten
 from official.files import find_files
-from official.images import SUFFIXES
+from official.images import MAX_PIXELS, SUFFIXES
 from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, make_pair
 
 PUBLISHED = {"train": 118287, "val": 5000}
 MIN_FOREGROUND = 1000
+LONGEST_SIDE = 2**16
+"""Of an image, in pixels: what is longer is no JPEG."""
 # VOC's classes that COCO calls otherwise.
 COCO_NAMES = {
     "aeroplane": "airplane",
@@ -121,50 +124,87 @@ def read_annotations(json_file: Path) -> dict[str, LabelledImage]:
 
     Raises:
         RunError: the file is damaged, is of another kind, or has none of the twenty categories; it
-            gives an id to two images, or an image two sizes.
+            gives an id to two images or categories, or an image two sizes, or names a category or
+            an image that is not there.
     """
     try:
         content = json.loads(json_file.read_bytes())
-        labels = {
-            category["id"]: LABELS[category["name"]]
-            for category in content["categories"]
-            if category["name"] in LABELS
-        }
-        images = _describe_images(content["images"], json_file)
-        for one in content["annotations"]:
-            if one["category_id"] in labels:
-                label = IGNORE_LABEL if one["iscrowd"] else labels[one["category_id"]]
-                annotation = Annotation(one["id"], label, one["segmentation"])
-                images[one["image_id"]].annotations.append(annotation)
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{json_file} cannot be read as JSON: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+        what = shorten(str(error), 200)
+        raise RunError(f"{json_file} cannot be read as JSON: {what}") from error
+    try:
+        labels = _read_categories(_rows(content, "categories"))
+        images = _describe_images(_rows(content, "images"), json_file)
+        for one in _rows(content, "annotations"):
+            category, number = _value(one, "category_id", int, str), _value(one, "id", int, str)
+            if category not in labels:
+                raise ValueError(f"annotation {shorten(number)} is of a category without a name")
+            image = images.get(_value(one, "image_id", int, str))
+            if image is None:
+                raise ValueError(f"annotation {shorten(number)} is of an image that is not there")
+            label = labels[category]
+            if label is not None:
+                label = IGNORE_LABEL if _value(one, "iscrowd", int, bool) else label
+                segmentation = _value(one, "segmentation", list, dict)
+                image.annotations.append(Annotation(number, label, segmentation))
+    except ValueError as error:
         raise RunError(
-            f"{json_file} is no file of instances as COCO publishes it (at {error})"
+            f"{json_file} is no file of instances as COCO publishes it: {error}"
         ) from error
-    if not labels:
+    if not any(label is not None for label in labels.values()):
         raise RunError(f"{json_file} has none of the categories {', '.join(LABELS)}")
     return {image.file_name: image for image in images.values()}
 
 
-def _describe_images(
-    rows: Sequence[Mapping[str, Any]], json_file: Path
-) -> dict[Any, LabelledImage]:
+def _rows(content: Any, name: str) -> list[dict[str, Any]]:
+    """The list of objects of that name; ValueError if it is none."""
+    rows = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name} is no list of objects")
+    return rows
+
+
+def _value(row: dict[str, Any], name: str, *kinds: type) -> Any:
+    """What an object has under a name; ValueError if it is of none of the types."""
+    if type(row.get(name)) not in kinds:
+        raise ValueError(f"{name} is missing or of another type in {shorten(row, 100)}")
+    return row[name]
+
+
+def _read_categories(rows: Sequence[dict[str, Any]]) -> dict[Any, int | None]:
+    """Id -> label, or None for those that are no class of VOC."""
+    labels: dict[Any, int | None] = {}
+    names = set()
+    for row in rows:
+        number, name = _value(row, "id", int, str), _value(row, "name", str)
+        if number in labels or name in names:
+            raise ValueError(f"the category {shorten(row, 100)} is there twice, by id or name")
+        labels[number] = LABELS.get(name)
+        names.add(name)
+    return labels
+
+
+def _describe_images(rows: Sequence[dict[str, Any]], json_file: Path) -> dict[Any, LabelledImage]:
     """Collects the images by their ids; ids of one file get one and the same image."""
     by_name: dict[str, LabelledImage] = {}
     by_id: dict[Any, LabelledImage] = {}
     for row in rows:
-        name, size = row["file_name"], (row["height"], row["width"])
+        name = _value(row, "file_name", str)
+        size = _value(row, "height", int), _value(row, "width", int)
+        if min(size) < 1 or max(size) > LONGEST_SIDE or math.prod(size) > MAX_PIXELS:
+            raise ValueError(f"no image has the size in {shorten(row, 100)}")
         image = by_name.setdefault(name, LabelledImage(name, size))
         if image.size != size:
             raise RunError(
-                f"{json_file} describes {name} twice, {image.size[0]} x {image.size[1]} and "
-                f"{size[0]} x {size[1]} pixels large: remove the wrong description"
+                f"{json_file} describes {shorten(name)} twice, {image.size[0]} x {image.size[1]} "
+                f"and {size[0]} x {size[1]} pixels large: remove the wrong description"
             )
-        if by_id.setdefault(row["id"], image) is not image:
+        number = _value(row, "id", int, str)
+        if by_id.setdefault(number, image) is not image:
             raise RunError(
-                f"{json_file} gives the id {row['id']} to {by_id[row['id']].file_name} and to "
-                f"{name}, so nothing tells whose annotations are whose: give each its own id"
+                f"{json_file} gives the id {shorten(number)} to "
+                f"{shorten(by_id[number].file_name)} and to {shorten(name)}, so nothing tells "
+                "whose annotations are whose: give each its own id"
             )
     return by_id
 
@@ -182,8 +222,8 @@ def paint(image: LabelledImage, decode: Callable[[Any, int, int], np.ndarray]) -
             labels[(labels == 0) & (mask != 0)] = annotation.label
         except Exception as error:  # pycocotools raises bare ones, and many kinds
             raise RunError(
-                f"{image.file_name}: annotation {annotation.number} is no mask of {image.size[0]} "
-                f"x {image.size[1]} pixels: {error}"
+                f"{shorten(image.file_name)}: annotation {shorten(annotation.number)} is no mask "
+                f"of {image.size[0]} x {image.size[1]} pixels: {shorten(str(error), 200)}"
             ) from error
     return labels
 
@@ -212,13 +252,22 @@ def _check_segmentation(segmentation: Any, height: int, width: int) -> None:
     """Raises ValueError for impossible masks that pycocotools' C code takes without an error."""
     if isinstance(segmentation, list):
         far = 10 * max(height, width)
-        if not all(-far < value < far for polygon in segmentation for value in polygon):
-            raise ValueError("its polygon is far outside")
+        for polygon in segmentation:
+            numbers = np.array(polygon, np.float64)
+            if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
+                raise ValueError("its polygon is no list of at least three x, y")
+            if not np.all(np.abs(numbers) < far):
+                raise ValueError("its polygon is far outside")
+            # What is painted takes memory as it is long.
+            if np.abs(np.diff(numbers.reshape(-1, 2), axis=0)).sum() > 1000 * (height + width):
+                raise ValueError("its polygon goes round and round")
         return
     if segmentation["size"] != [height, width]:
         raise ValueError(f"its size is {segmentation['size']}")
     counts = segmentation["counts"]
     runs = counts if isinstance(counts, list) else _read_runs(counts)
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("a run of it has no length")
     if sum(runs) != height * width:
         raise ValueError(f"its runs have {sum(runs)} pixels")
 
@@ -232,6 +281,8 @@ def _read_runs(counts: str) -> list[int]:
     runs: list[int] = []
     value = bits = 0
     for code in (ord(character) - 48 for character in counts):
+        if not 0 <= code < 64 or bits > 60:
+            raise ValueError("its code is damaged")
         value |= (code & 0x1F) << bits
         bits += 5
         if not code & 0x20:

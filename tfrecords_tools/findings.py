@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from official.errors import RunError, explain
+from official.errors import RunError, explain, shorten
 from official.images import decode_image, decode_label
 from official.parallel import map_in_order
 from official.progress import Progress
@@ -118,7 +118,7 @@ def _look(serialized: tf.Tensor, description: Description, labels_only: bool) ->
     record, label = _Record(), None
     try:
         example = parse_example(serialized)
-        record.filename = example["filename"].numpy().decode(errors="replace")
+        record.filename = shorten(example["filename"].numpy().decode(errors="replace"))
         image = None if labels_only else decode_image(example["image"]).numpy()
         if example["label"] != "":
             label = decode_label(example["label"], "").numpy()

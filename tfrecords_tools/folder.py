@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from official import datasets
-from official.errors import RunError
-from official.files import find_files
+from official.errors import RunError, shorten
+from official.files import find_files, read_small
 from official.images import SUFFIXES
-from official.records import IGNORE_LABEL
+from official.records import IGNORE_LABEL, LONGEST_NAME
 from tfrecords_tools.source import Pair, Source, make_pair, match, read_index_png
 
 
@@ -76,13 +76,13 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Colour, ..
             wrong.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = read_small(path).decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise RunError(
             f"{path} is missing: write the classes' names into it, one a line, the class of mask "
             "value 0 first"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read as text: {error}") from error
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
@@ -97,6 +97,11 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[datasets.Colour, ..
         palette = [(0, 0, 0), *palette[:-1]]
     for i, line in enumerate(lines):
         name, _, colour = (part.strip() for part in line.partition("\t"))
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise RunError(
+                f"{path}: {shorten(repr(name), 60)} is no class name: write at most {LONGEST_NAME} "
+                "characters that can be printed"
+            )
         if name in names:
             raise RunError(f"{path} has the class {name!r} twice: give every class another name")
         names.append(name)
@@ -136,7 +141,9 @@ def _read_colour(text: str, path: Path) -> datasets.Colour:
     parts = [part.strip() for part in text.split(",")]
     values = [int(part) for part in parts if part.isdecimal()]
     if len(parts) != 3 or len(values) != 3 or max(values) > 255:
-        raise RunError(f"{path}: {text!r} is no colour: write r,g,b, each 0..255, after a tab")
+        raise RunError(
+            f"{path}: {shorten(repr(text), 60)} is no colour: write r,g,b, each 0..255, after a tab"
+        )
     red, green, blue = values
     return red, green, blue
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from official import datasets
-from official.errors import RunError
+from official.errors import RunError, shorten
+from official.files import read_small
 from official.records import IGNORE_LABEL
 from tfrecords_tools.source import Pair, Source, make_pair, read_index_png
 
@@ -78,18 +79,28 @@ def find_list(root: Path, split: str) -> Path:
 
 
 def read_list(path: Path) -> list[str]:
-    """Reads the names in a list of images, sorted, each once.
+    """Reads the names in a list of images, one a line, sorted, each once.
 
     Raises:
-        RunError: the file is missing, empty or no text.
+        RunError: the file is missing, empty or no text, or a line is no name of a file.
     """
     try:
-        names = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_small(path).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read as a list of images: {error}") from error
-    if not names:
+    names = set()
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        # VOC's lists of single classes have a number after each name, others have paths.
+        if len(name.split()) > 1 or "/" in name or not name.isprintable():
+            raise RunError(
+                f"{path}: line {number}, {shorten(repr(name))}, is no name of an image: write one "
+                "a line, without a folder and a suffix"
+            )
+        names.add(name)
+    if not names - {""}:
         raise RunError(f"{path} names no image")
-    return names
+    return sorted(names - {""})
 
 
 def find_by_suffix(folder: Path, suffix: str) -> dict[str, Path]:

@@ -21,10 +21,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from official.errors import RunError
 from tfrecords_tools import voc2012
+from tfrecords_tools.matlab import read_field
 from tfrecords_tools.source import Pair, Source, match
 
 PUBLISHED = {"train_aug": 10582, **voc2012.PUBLISHED}
@@ -57,8 +57,8 @@ def read_label(pair: Pair) -> np.ndarray | None:
     if pair.label is None or pair.label.suffix != ".mat":
         return voc2012.read_label(pair)
     try:
-        values = loadmat(pair.label, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # scipy raises many kinds for damaged files
+        values = read_field(pair.label, "GTcls", "Segmentation")
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{pair.label} cannot be read as a MATLAB file of GTcls.Segmentation: {error}"
         ) from error

@@ -29,7 +29,7 @@ from auto_deeplab.network.operations import OPERATIONS
 from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
 from official import model_cost
-from official.files import make_directory, write_atomically
+from official.files import make_directory, read_small, write_atomically
 from official.normalization import BatchNorm
 from official.preprocessing import network_input
 from official.progress import Progress
@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> CostTable:
         ValueError: it cannot be read, or is no cost table; one line that names it.
     """
     try:
-        return CostTable.from_json(Path(path).read_text(encoding="utf-8", errors="replace"))
+        return CostTable.from_json(read_small(path).decode("utf-8", errors="replace"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from auto_deeplab.modes.data import Data, Devices, PathLike
@@ -16,10 +17,10 @@ from auto_deeplab.modes.model_dir import (
     read_training,
 )
 from auto_deeplab.runs import run_record
-from official import confusion_matrix
+from official import confusion_matrix, history
 from official.errors import UsageError
 from official.evaluation import format_class_table, make_split_evaluator, write_metrics
-from official.files import make_directory
+from official.files import check_output, make_directory
 from official.progress import say
 from official.records import Description
 from official.sizes import Sizes
@@ -75,6 +76,10 @@ def evaluate(
     record = read_training(model_dir, data.num_classes)
     strategy, description = devices.start("eval"), data.read()
     check_classes(record, model_dir, description)
+    if output:
+        names = (run_record.FILE, run_record.GENOTYPE, history.FILE, "checkpoints/*")
+        read = (path for name in names for path in Path(model_dir).glob(name))
+        check_output(output, [*read, *description.files()], "--output")
     warn_of_scale(record, description)
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)

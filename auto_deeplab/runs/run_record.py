@@ -15,7 +15,7 @@ from typing import Any
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official.errors import RunError, UsageError, shorten
-from official.files import make_directory, write_atomically
+from official.files import make_directory, read_small, write_atomically
 
 FILE = "run.json"
 GENOTYPE = "genotype.json"
@@ -232,8 +232,7 @@ def _has_checkpoint(model_dir: str) -> bool:
 def _read(model_dir: str) -> Record:
     path = os.path.join(model_dir, FILE)
     try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
+        record = json.loads(read_small(path))
         if _is_record(record):
             return record  # type: ignore[no-any-return]
     except (OSError, ValueError, RecursionError):

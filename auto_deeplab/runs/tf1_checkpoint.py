@@ -4,6 +4,7 @@ Every variable of the network is in the checkpoint, in the same shape, and the c
 others, or nothing is written.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -127,7 +128,9 @@ def find(path: str) -> str:
             raise RunError(f"--checkpoint={path}: there is no checkpoint in this directory")
         # The file that names the newest one holds paths of where it was trained: a copy of it may
         # name files that are not in this directory.
-        state = tf.train.get_checkpoint_state(path)
+        state = None
+        with contextlib.suppress(Exception):  # of many kinds, if that file is damaged
+            state = tf.train.get_checkpoint_state(path)
         newest = os.path.join(path, os.path.basename(state.model_checkpoint_path if state else ""))
         return newest if newest in prefixes else max(prefixes, key=read_step)
     prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path)

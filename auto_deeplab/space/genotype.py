@@ -15,9 +15,11 @@ from typing import Any, Self
 
 from auto_deeplab.space import search_space
 from official.errors import shorten
-from official.files import make_directory, write_atomically
+from official.files import make_directory, read_small, write_atomically
 
 FORMAT = 1
+MOST = 1000
+"""Of layers, cells and blocks: a network of more is a mistake, and would fill all memory."""
 
 Branch = tuple[int, str]  # (input, operation)
 Block = tuple[Branch, Branch]
@@ -178,7 +180,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
     if name in PRESET_PATHS:
         return Genotype(PRESET_PATHS[name], (PUBLISHED_CELL,), meta={"preset": name})
     try:
-        return Genotype.from_json(Path(name).read_text(encoding="utf-8-sig"))
+        return Genotype.from_json(read_small(name).decode("utf-8-sig"))
     except FileNotFoundError:
         presets = ", ".join(PRESET_PATHS)
         raise ValueError(
@@ -195,6 +197,8 @@ def load(name_or_path: str | os.PathLike[str]) -> Genotype:
 def _list(value: object, name: str, content: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{name} must be a list of {content}, not {shorten(repr(value), 60)}")
+    if len(value) > MOST:
+        raise ValueError(f"{name} has {len(value)} {content}: at most {MOST} are read")
     return value
 
 

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from official import checkpoints, distribution, optimizers
-from official.checkpoints import Checkpoints
+from official.checkpoints import Checkpoints, DamagedError
 from official.errors import RunError
 from tests import replicas
 
@@ -611,3 +611,13 @@ def test_who_reads_beside_a_run_always_finds_a_whole_one(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert steps == sorted(steps)
+
+
+def test_an_index_that_tells_of_more_than_the_data_hold(tmp_path):
+    # 400 MB that are claimed, 100 bytes that are there.
+    huge = tf.Variable(tf.zeros([10**8]), name="huge")
+    prefix = tf.train.Checkpoint(huge=huge).write(str(tmp_path / "ckpt-1"))
+    with open(f"{prefix}.data-00000-of-00001", "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(DamagedError, match=r"damaged .* tells of 4000000\d\d bytes and has 100"):
+        checkpoints.verify(prefix)

@@ -49,6 +49,9 @@ def raising(error):
         (PermissionError(13, "Permission denied", "x.png"), 1, "x.png: Permission denied"),
         (OSError("disk on fire"), 1, "disk on fire"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (UsageError("--a=b\0c\x1b[2J"), 2, "--a=b\\x00c\\x1b[2J"),
+        (UsageError(f"--a={'x' * 10**5}: no"), 2, f"--a={'x' * 146}...{'x' * 149}: no"),
+        (RunError("a b " * 10**5), 1, ("a b " * 500)[:1997] + "..."),
     ],
 )
 def test_what_is_foreseen(ended, tmp_path, error, code, line):

@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 
 from official import files
-from official.errors import RunError
+from official.errors import RunError, UsageError
 from official.files import (
+    check_output,
     find_files,
     glob_files,
     make_directory,
+    read_small,
     write_atomically,
     write_directory_atomically,
 )
@@ -405,3 +407,24 @@ def test_leftovers_of_dead_processes_go(tmp_path):
             os.utime(tmp_path / name, (0, 0))
     files.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+def test_a_small_file_is_read_and_a_large_one_is_not(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"x" * 2**24)
+    assert len(read_small(path)) == 2**24
+    path.write_bytes(b"x" * (2**24 + 1))
+    with pytest.raises(ValueError, match="larger than 16 MB"):
+        read_small(path)
+    with pytest.raises(ValueError, match="larger than 16 MB"):
+        read_small("/dev/zero")
+
+
+def test_what_is_read_is_not_written_over(tmp_path):
+    (tmp_path / "read").write_text("1")
+    (tmp_path / "link").symlink_to("read")
+    os.link(tmp_path / "read", tmp_path / "hard")
+    for name in ("read", "link", "hard", "../" + tmp_path.name + "/read"):
+        with pytest.raises(UsageError, match=rf"--output=\S*{name} is a file that is read"):
+            check_output(tmp_path / name, [tmp_path / "gone", tmp_path / "read"], "--output")
+    check_output(tmp_path / "new", [tmp_path / "gone", tmp_path / "read"], "--output")

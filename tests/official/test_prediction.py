@@ -159,7 +159,7 @@ def rename(data, copy, names):
 @pytest.mark.parametrize(
     ("names", "saying"),
     [
-        (["a", "b", "x/../../c", "d"], r"x/\.\./\.\./c would not be below"),
+        (["a", "b", "x/../../c", "d"], r"x/\.\./\.\./c' would not be below"),
         (["a", "b", "a", "c"], "a and a would both become a_labels.png"),
     ],
 )
@@ -319,3 +319,23 @@ def test_an_image_of_a_split_that_is_larger_than_the_limit(tmp_path):
     assert [x.shape for x in open_split(description, "val", pixels).images] == [(*SIZE, 3)]
     with pytest.raises(RunError, match=r"town_000001_000019.*: 40 x 72 pixels .*--max_pixels$"):
         next(open_split(description, "val", pixels - 1).images)
+
+
+@pytest.mark.parametrize(
+    ("name", "saying"),
+    [
+        ("../a", "'../a' would not be below"),
+        ("a/../../b", "would not be below"),
+        ("/etc/a", "would not be below"),
+        ("", "'' would not be below"),
+        (".", "would not be below"),
+        ("a\nb", r"'a\\nb' has a control character"),
+        ("a\0b", "has a control character"),
+        ("x" * 10**5 + "\n", "has a control character"),
+    ],
+)
+def test_a_records_name_leads_nowhere_else(tmp_path, name, saying):
+    pictures = Pictures([name], [name], iter([colours(4, 4)]))
+    with pytest.raises(RunError, match=saying) as error:
+        predict(*(stand_in, pictures, str(tmp_path / "out")), class_names=NAMES, palette=PALETTE)
+    assert len(str(error.value)) < 400 and list(tmp_path.iterdir()) == []

@@ -161,6 +161,47 @@ def test_damaged_descriptions(copy, file, content):
         read_description(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("changes", "saying"),
+    [
+        ({"class_names": ["a", 7, "c"]}, "a name .* that can be printed: 7"),
+        ({"class_names": ["a\nb"] * 19}, "a name .* that can be printed"),
+        ({"class_names": ["x" * 10**5] * 19}, r"a name .*: x{57}\.\.\."),
+        ({"name": None}, "a name .*: null"),
+        ({"class_names": []}, "0 classes and 19 colours"),
+        ({"palette": [[0, 0, 0]]}, "19 classes and 1 colours"),
+        ({"palette": [[0, 0, 256]] * 19}, "not in 0..255: 256"),
+        ({"palette": [[0, 0, True]] * 19}, "not in 0..255: true"),
+        ({"palette": [["0", 0, 0]] * 19}, "not in 0..255: 0"),
+        ({"palette": [[0, 0]] * 19}, "cannot be read"),
+        ({"ignore_label": 255.0}, "not in 0..255: 255.0"),
+        ({"options": 7}, "cannot be read"),
+        ({"sizes": {}}, "train"),
+        ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72, 3]]}}, "val has 2 examples, but .* 3"),
+        ({"sizes": {"train": [[40, 72, 5]], "val": [[40, -72, 2]]}}, "val .* numbers above 0"),
+        ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72.0, 2]]}}, "val .* numbers above 0"),
+        ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72]]}}, "cannot be read"),
+        ({"filler": "x" * 2**24}, "larger than 16 MB"),
+    ],
+)
+def test_odd_metadata(copy, changes, saying):
+    change_metadata(copy, lambda meta: meta.update(changes))
+    with pytest.raises(RunError, match=saying) as error:
+        read_description(str(copy))
+    assert str(copy) in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_dataset_without_a_split(copy):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps(info | {"splits": []}))
+    with pytest.raises(RunError, match="it has no split"):
+        read_description(str(copy))
+
+
+def test_the_files_of_a_dataset(data_dir):
+    assert sorted(read_description(str(data_dir)).files()) == sorted(data_dir.iterdir())
+
+
 def test_missing_shard(copy):
     file = read_description(str(copy)).split("train").files[1]
     (copy / file).unlink()

@@ -14,6 +14,7 @@ from official.records import Description, read_description
 from tests import deeplab_shards
 from tests.miniature import SIZE, change_records, set_label, write_cityscapes, write_pair
 from tfrecords_tools import data_flags
+from tfrecords_tools.browse import browse
 from tfrecords_tools.check import check, choose_figure, find_repeated, report
 from tfrecords_tools.convert import convert
 from tfrecords_tools.findings import Findings, format_ranges, read_split
@@ -300,6 +301,17 @@ def test_a_picture_that_cannot_be_written_is_said_before_all_is_read(data_dir, t
     with pytest.raises(RunError, match=f"cannot make the directory {tmp_path}/file"):
         check(read_description(str(data_dir)), str(tmp_path / "file" / "classes.png"))
     assert capsys.readouterr().out == ""
+
+
+def test_a_picture_over_the_data_is_refused(data_dir):
+    description = read_description(str(data_dir))
+    before = {path: path.read_bytes() for path in description.files()}
+    for file in description.files():
+        with pytest.raises(UsageError, match=f"--figure={file} is a file that is read"):
+            check(description, str(file))
+        with pytest.raises(UsageError, match=f"--output={file} is a file that is read"):
+            browse(description, "train", str(file))
+    assert before == {path: path.read_bytes() for path in description.files()}
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,15 @@ def change(key, value):
     return spoil
 
 
+def add_to(rows, **row):
+    def spoil(path: Path) -> None:
+        content = json.loads(path.read_text())
+        content[rows].append(row)
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
 def drop(key):
     def spoil(path: Path) -> None:
         content = json.loads(path.read_text())
@@ -252,10 +261,26 @@ NO_MASK = r"000000000001.jpg: annotation 1 is no mask of 40 x 50 pixels: "
     [
         (lambda p: p.write_bytes(p.read_bytes()[:-9]), "instances_val2017.json cannot be read as"),
         (lambda p: p.write_bytes(b"\xff\xfe\xfd"), "instances_val2017.json cannot be read as JSON"),
-        (drop("annotations"), "is no file of instances as COCO publishes it .*'annotations'"),
-        (drop("images"), "is no file of instances as COCO publishes it .*'images'"),
+        (
+            drop("annotations"),
+            "is no file of instances as COCO publishes it: annotations is no list",
+        ),
+        (drop("images"), "is no file of instances as COCO publishes it: images is no list"),
         (lambda p: p.write_text("[1]"), "is no file of instances as COCO publishes it"),
-        (change("image_id", 5), r"is no file of instances .*at 5"),
+        (change("image_id", 5), "annotation 1 is of an image that is not there"),
+        (change("category_id", 5000), "annotation 1 is of a category without a name"),
+        (change("category_id", None), "category_id is missing or of another type in"),
+        (change("iscrowd", "no"), "iscrowd is missing or of another type in"),
+        (change("id", [7]), "id is missing or of another type in"),
+        (change("segmentation", "x" * 10**5), r"segmentation is missing .{100,200}$"),
+        (add_to("categories", id=17, name="a second cat"), 'category .*"a second cat".* twice'),
+        (add_to("categories", id=5000, name="cat"), "category .*5000.* is there twice"),
+        (add_to("categories", id=True, name="cats"), "id is missing or of another type"),
+        (add_to("images", id=1, file_name=7), "file_name is missing or of another type"),
+        (add_to("images", id=1, file_name="a", height=50_000, width=50_000), "no image has the"),
+        (add_to("images", id=1, file_name="a", height=2**27, width=1), "no image has the size"),
+        (add_to("images", id=1, file_name="a", height=0, width=5), "no image has the size"),
+        (add_to("images", id=1, file_name="a", height=2.5, width=5), "height is missing or of"),
         (rename_categories, "none of the categories airplane, bicycle, "),
         # The C code would give pixels that nobody has set.
         (change("segmentation", {"size": [40, 50], "counts": [100]}), NO_MASK + ".* 100 pixels"),
@@ -266,7 +291,11 @@ NO_MASK = r"000000000001.jpg: annotation 1 is no mask of 40 x 50 pixels: "
         (change("segmentation", {"counts": [2000]}), NO_MASK + "'size'"),
         (change("segmentation", [[1, 1, 9e9, 1, 5, 5]]), NO_MASK + ".*far outside"),
         (change("segmentation", [[1, 1]]), NO_MASK),
-        (change("segmentation", "text"), NO_MASK),
+        (change("segmentation", [[1, 1, 5, 5, 9]]), NO_MASK + ".*at least three x, y"),
+        (change("segmentation", [[1, 1, "5", 5, None, 9]]), NO_MASK),
+        (change("segmentation", [[0, 0, 49, 39] * 2000]), NO_MASK + ".*round and round"),
+        (change("segmentation", {"size": [40, 50], "counts": "o" * 10**6}), NO_MASK + ".*damaged"),
+        (change("segmentation", {"size": [40, 50], "counts": [True] * 2000}), NO_MASK),
         (lambda p: p.unlink(), "holds no split of COCO 2017: --source_dir is the directory that"),
     ],
 )

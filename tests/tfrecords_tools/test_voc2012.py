@@ -198,6 +198,24 @@ def test_source_dir_may_be_each_of_three_folders(source, inside):
         ),
         (lambda r: shutil.rmtree(r / "ImageSets"), "holds no VOCdevkit/VOC2012/ImageSets"),
         (lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("\n"), "names no image"),
+        *(
+            (
+                lambda r, line=line: (r / "ImageSets/Segmentation/val.txt").write_text(line),
+                r"val.txt: line 2, .* is no name of an image: write one a line",
+            )
+            for line in (
+                "2007_000033\n2007_000042 1\n",
+                "2007_000033\n2007_000033 2007_000042",
+                "2007_000033\n/JPEGImages/2007_000042.jpg /SegmentationClass/2007_000042.png",
+                "2007_000033\n../../2007_000042",
+                "2007_000033\n2007_0000\x0042",
+                "2007_000033\n" + "x " * 10**5,
+            )
+        ),
+        (
+            lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("a\n" * (2**23 + 1)),
+            "val.txt cannot be read as a list of images: it is larger than 16 MB",
+        ),
         (
             lambda r: (r / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff\xfe\x00"),
             "val.txt cannot be read as a list of images",

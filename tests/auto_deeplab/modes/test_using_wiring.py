@@ -74,7 +74,7 @@ def test_predict(root, trained, tmp_path):
         "eval_scales": "0.5,1.25",
         "eval_flip": "true",
         "predict_scale": "0.75",
-        "max_pixels": "4000",
+        "max_pixels": "100000",
         "distribution_strategy": "mirrored",
         "precision": "bfloat16",
         "deterministic": "true",

@@ -15,7 +15,7 @@ from PIL import Image
 
 import auto_deeplab
 from auto_deeplab.network.network import Network
-from auto_deeplab.runs import run_record
+from auto_deeplab.runs import run_record, tf1_checkpoint
 from auto_deeplab.runs.tf1_checkpoint import (
     find,
     import_checkpoint,
@@ -356,6 +356,28 @@ def test_checkpoints_that_are_not_there_or_damaged(root, tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: --checkpoint=") and len(done.stderr.splitlines()) == 1
     assert not os.path.exists(out)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe\0" * 50, b"model_checkpoint_path", b'model_checkpoint_path: "/a/b"\n' * 3],
+)
+def test_a_damaged_file_beside_it_does_not_matter(root, tmp_path, content):
+    copy = shutil.copytree(root / "tf1", tmp_path / "tf1")
+    (copy / "checkpoint").write_bytes(content)
+    assert find(str(copy)) == str(copy / "model.ckpt-90")
+
+
+def test_what_is_claimed_is_not_built(tmp_path, monkeypatch):
+    # Of a stem so wide that the network would take 20 GB, the file holds nothing.
+    wide = {"hnasnet/conv0/weights": np.zeros([3, 3, 3, 2_000_000], np.float32)}
+    prefix = tmp_path / "model.ckpt-1"
+    tf1_graph.save(prefix, wide)
+    (data,) = tmp_path.glob("*.data-*")
+    data.write_bytes(data.read_bytes()[:1000])
+    monkeypatch.setattr(tf1_checkpoint, "make_network", None)  # nobody comes there
+    with pytest.raises(RunError, match=r"damaged .* tells of 216000000 bytes and has 1000"):
+        import_checkpoint(str(prefix), str(tmp_path / "run"))
 
 
 def test_a_directory_that_is_there_stays_as_it_is(root, tmp_path, monkeypatch):

@@ -196,3 +196,14 @@ def test_unknown_names_and_folders(tmp_path):
         genotype.load("publised")
     with pytest.raises(ValueError, match="cannot be read"):
         genotype.load(tmp_path)
+
+
+def test_more_layers_than_any_network_has(tmp_path):
+    cells = [[[[0, "sep_conv_3x3"], [1, "sep_conv_3x3"]]]]
+    with pytest.raises(ValueError, match="path has 1001 whole numbers: at most 1000 are read"):
+        genotype.Genotype([0] * 1001, cells)
+    with pytest.raises(ValueError, match="has 1001 blocks: at most 1000"):
+        genotype.Genotype([0], [cells[0] * 1001])
+    (tmp_path / "zeros.json").write_text(json.dumps({"format": 1, "path": [0] * 2**23}))
+    with pytest.raises(ValueError, match=r"zeros.json' is not a .* larger than 16 MB"):
+        genotype.load(tmp_path / "zeros.json")

@@ -59,6 +59,9 @@ def run_app(
             arguments = flags.FLAGS(expand(sys.argv, also=flagfile_directories))
         except SystemExit:  # absl has answered --helpfull, and calls that a failure
             raise SystemExit(0) from None
+        except RecursionError:  # absl looks for flags whose names are like an unknown one
+            longest = shorten(max(sys.argv[1:], key=len), LONGEST_WORD // 2)
+            raise UsageError(f"{longest} is no flag: flags are written --name=value") from None
         except ValueError as error:  # what absl says of --noNAME=VALUE
             raise UsageError(f"{error}: write --NAME=false, or --noNAME alone") from None
         if len(arguments) > 1:

@@ -72,3 +72,7 @@ def test_any_flagfile(folder, content):
 def test_a_value_of_100_kb(name, sign):
     said = answer("--mode=train", f"--{name}={sign}{'7' * 10**5}")
     assert said is None or name in said
+
+
+def test_a_name_of_5_kb():
+    assert "999... is no flag" in answer("--mode=train", "--" + "9" * 5000)

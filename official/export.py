@@ -12,7 +12,9 @@ Assets: labels.txt, a class name per line, and palette.txt, its "red green blue"
 """
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,10 @@ def export(
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
     check_plain(os.fspath(export_dir), "the SavedModel's directory")
     root = make_directory(export_dir)
+    # What a killed export of an earlier version left; whichever goes on has touched it by now.
+    for leftover in root.glob("unfinished-????????"):
+        if time.time() - leftover.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(leftover, ignore_errors=True)
     versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
     target = root / str(1 + max(versions, default=0))
     # Serving watches for names that are numbers, so it never sees the directory before it is whole.

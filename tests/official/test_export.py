@@ -296,3 +296,12 @@ def test_an_image_above_the_limit_is_an_error_by_both_signatures_and_the_process
             signatures[name](**{key: make(too_large)})
         labels = signatures[name](**{key: make(fits)})["labels"]
         np.testing.assert_array_equal(labels, np.argmax(model(fits.astype(np.float32)), -1))
+
+
+def test_what_a_killed_export_of_an_earlier_version_left_is_removed(model, tmp_path):
+    old, new, other = (tmp_path / f"unfinished-{name}" for name in ("a1b2_c3d", "e4f5_g6h", "mine"))
+    for path in (old, new, other):
+        (path / "1").mkdir(parents=True)
+        os.utime(path, (0, 0) if path != new else None)
+    export(model, tmp_path, class_names=NAMES, palette=PALETTE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", new.name, other.name]

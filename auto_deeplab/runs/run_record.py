@@ -9,10 +9,11 @@ flags.cfg: the mode's flags, as a flagfile.
 import glob
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from auto_deeplab.space import genotype as genotypes
+from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
 from official.errors import RunError, UsageError, shorten
 from official.files import make_directory, read_small, write_atomically
@@ -34,6 +35,9 @@ CONFIG = "network"
 SCALE = "scale"
 """Key of what the conversion of the training data did to the sizes of images, in the words of the
 data's description; a run that is older than the key, or an imported network, has none."""
+
+LARGEST = 65_535
+"""Of channels, layers and sides; the flags take no more either."""
 
 BRANCHES = "branches"
 """Key of where --checkpoint led the run back to an earlier step: the flag, the step, and what
@@ -248,18 +252,64 @@ def _is_record(content: Any) -> bool:
 
     return (
         isinstance(content, dict)
-        and isinstance(content.get("mode"), str)
-        and isinstance(content.get("identity"), dict)
+        and content.get("mode") in tuple(_NEEDED)
+        and _is_identity(content.get("identity"), _NEEDED[content["mode"]])
         and has("dataset", str)
         and has(SCALE, dict)
+        and _is_scale(content.get(SCALE) or {})
         and has(CONFIG, dict)
         and has("class_names", list)
+        and (content["mode"] != "train" or bool(content.get("class_names")))
         and all(isinstance(name, str) for name in content.get("class_names") or [])
         and has("palette", list)
         and all(_is_colour(colour) for colour in content.get("palette") or [])
         and has(BRANCHES, list)
         and all(_is_branch(branch) for branch in content.get(BRANCHES) or [])
     )
+
+
+def _is_identity(content: Any, needed: Collection[str]) -> bool:
+    if not isinstance(content, dict) or not content.keys() >= set(needed):
+        return False
+    return all(is_one(content[name]) for name, is_one in _KINDS.items() if name in content)
+
+
+def _is_scale(content: Record) -> bool:
+    factor, side = content.get("resize_factor", 1.0), content.get("max_side")
+    return _is_number(factor) and 0 < factor <= 1 and (side is None or _is_count(side))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (2, 3) and all(map(_is_count, value))
+
+
+def _are_operations(value: Any) -> bool:
+    try:
+        return bool(search_space.validate_operations(value))
+    except (ValueError, TypeError):
+        return False
+
+
+_NEEDED = {"search": ("num_layers", "num_blocks", "operations", "seed"), "train": NETWORK}
+"""What later modes read of a run's identity, by its mode."""
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("num_layers", "num_blocks", "filter_multiplier", "head_filters"), _is_count),
+    "stem_filters": _are_counts,
+    "operations": _are_operations,
+    "alpha_sharing": lambda value: value in search_space.ALPHA_SHARING,
+    "seed": lambda value: type(value) is int,
+    "fine_tune_batch_norm": lambda value: type(value) is bool,
+    **dict.fromkeys(("batch_norm_decay", "drop_path_keep_prob"), _is_number),
+}
 
 
 def _is_colour(value: Any) -> bool:

@@ -5,13 +5,19 @@ import json
 from hypothesis import given
 
 from auto_deeplab.budget import cost_table
+from auto_deeplab.modes.decode import make_architecture
 from auto_deeplab.runs import run_record
+from official.sizes import Sizes
 from tests.fuzz.promise import answer
 from tests.fuzz.values import JSON, damaged, mutated
 
 RECORD = {
     "mode": "train",
-    "identity": {"seed": 0, "learning_rate": 0.1, "genotype": "[]", "class_weights": None},
+    "identity": {
+        **{"seed": 0, "learning_rate": 0.1, "genotype": "[]", "class_weights": None},
+        **{"filter_multiplier": 2, "stem_filters": [4, 4, 4], "head_filters": 4},
+        **{"batch_norm_decay": 0.9, "fine_tune_batch_norm": True, "drop_path_keep_prob": 1.0},
+    },
     "dataset": "toy",
     "class_names": ["sky", "road"],
     "palette": [[0, 0, 0], [255, 255, 255]],
@@ -34,12 +40,32 @@ def read(folder, content):
         assert "run.json is damaged" in message
         return
     answer(run_record.check, str(folder), "train", RECORD["identity"], {"seed": 0})
+    if record["mode"] == "train":  # what eval, predict, export and profile make of it
+        one = {name: record["identity"][name] for name in run_record.NETWORK}
+        assert all(isinstance(one[name], int) for name in ("filter_multiplier", "head_filters"))
+        assert record["class_names"] and Sizes.from_options(record.get(run_record.SCALE) or {})
+    else:
+        assert make_architecture(record["identity"]).operations
     assert all(isinstance(name, str) for name in record.get("class_names") or [])
     assert all(len(colour) == 3 for colour in record.get("palette") or [])
 
 
 @given(content=JSON | mutated(RECORD))
 def test_run_record_of_any_form(folder, content):
+    read(folder, json.dumps(content).encode())
+
+
+SEARCH = {
+    "mode": "search",
+    "identity": {
+        **{"num_layers": 2, "num_blocks": 2, "operations": ["sep_conv_3x3", "none"], "seed": 0},
+        "alpha_sharing": "global",
+    },
+}
+
+
+@given(content=mutated(SEARCH))
+def test_the_record_of_a_search_of_any_form(folder, content):
     read(folder, json.dumps(content).encode())
 
 

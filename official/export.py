@@ -23,7 +23,7 @@ import keras
 import tensorflow as tf
 
 from official.errors import RunError
-from official.evaluation import compute_logits
+from official.evaluation import check_enlarged, compute_logits
 from official.files import make_directory, write_directory_atomically
 from official.images import MAX_PIXELS, check_pixels, decode_image
 from official.paths import check_plain
@@ -57,11 +57,17 @@ def export(
         the path of export_dir/<n>.
 
     Raises:
-        RunError: more than 256 classes, not the network's number of classes, or export_dir cannot
-            be written or would not be found again by TensorFlow.
+        RunError: more than 256 classes, not the network's number of classes, images of max_pixels
+            would be enlarged beyond all reason, or export_dir cannot be written or would not be
+            found again by TensorFlow.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
+    check_enlarged(
+        *(max_pixels, max_pixels * sizes.resize_factor**2),
+        f"an image of --max_pixels={max_pixels}",
+        "--predict_scale or --max_pixels",
+    )
     check_plain(os.fspath(export_dir), "the SavedModel's directory")
     root = make_directory(export_dir)
     # What a killed export of an earlier version left; whichever goes on has touched it by now.

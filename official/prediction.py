@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from official.drawing import Palette, draw_legend, draw_overlay
 from official.errors import RunError, explain, shorten
-from official.evaluation import Logits, compute_scores
+from official.evaluation import Logits, check_enlarged, compute_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
 from official.images import (
     MAX_PIXELS,
@@ -144,9 +145,9 @@ def predict(
 
     Raises:
         RunError: two pictures would get the same name, one would be written over, one is
-            unreadable (those before it are done), a file cannot be written, the classes are not the
-            network's, or a submission would be refused for its names. Names are checked before
-            anything is written.
+            unreadable or enlarged beyond all reason (those before it are done), a file cannot be
+            written, the classes are not the network's, or a submission would be refused for its
+            names. Names are checked before anything is written.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
@@ -168,7 +169,12 @@ def predict(
         )
     written = []
     with Progress("predict", len(files)) as progress:
-        for name, file, image in zip(pictures.names, files, pictures.images, strict=True):
+        for name, source, file, image in zip(
+            pictures.names, pictures.sources, files, pictures.images, strict=True
+        ):
+            height, width = image.shape[:2]
+            seen = math.prod(sizes.compute_size((height, width))) * max(scales) ** 2
+            check_enlarged(height * width, seen, source, "--eval_scales or --predict_scale")
             labels = classify(image[np.newaxis])[0].numpy()
             written.append(Path(output_dir, file))
             make_directory(written[-1].parent)

@@ -183,6 +183,13 @@ def test_eval_writes_over_nothing_but_older_metrics(root, tmp_path):
         assert train_here(*common, f"--output={tmp_path / 'metrics.json'}").code == 0
 
 
+def test_scales_beyond_all_reason_are_one_line(root):
+    common = ("--mode=eval", f"--model_dir={root / 'run'}", f"--data_dir={root / 'data'}")
+    done = train_here(*common, "--eval_scales=1,60000")
+    assert done.code == 1 and "the largest image of val would be enlarged to" in done.error
+    assert "give smaller --eval_scales" in done.error
+
+
 def test_scales_and_flip_change_the_answer(root, tmp_path):
     picture = root / "source" / f"{TOWN.format(split='test', number=1)}.png"
     for name, options in (("one", ()), ("same", ("--eval_scales=1",)), ("multi", MULTI)):

@@ -174,7 +174,7 @@ SMALLEST = 1e-30
 """Of factors: float32 has nothing below 1e-38, and products need room."""
 
 LARGEST = 65_535
-"""Of sides, channels and scales in a list."""
+"""Of sides and channels in a list, and of scales."""
 
 
 class _Parser(flags.ArgumentParser):
@@ -617,6 +617,7 @@ _strength(
     None,
     "The factor of a picture's sides before the network sees it; 1 leaves it as it is. Without it "
     "pictures are brought to the scale of the training data.",
+    upper_bound=LARGEST,
 )
 _count(
     "max_pixels",

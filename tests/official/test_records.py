@@ -180,6 +180,7 @@ def test_damaged_descriptions(copy, file, content):
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72, 3]]}}, "val has 2 examples, but .* 3"),
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, -72, 2]]}}, "val .* numbers above 0"),
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72.0, 2]]}}, "val .* numbers above 0"),
+        ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 10**400, 2]]}}, "val .* numbers above 0"),
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72]]}}, "cannot be read"),
         ({"filler": "x" * 2**24}, "larger than 16 MB"),
     ],

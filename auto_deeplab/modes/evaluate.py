@@ -16,6 +16,7 @@ from auto_deeplab.modes.model_dir import (
     read_training,
 )
 from auto_deeplab.runs import run_record
+from auto_deeplab.runs.saved_network import read_scale
 from official import confusion_matrix
 from official.evaluation import format_class_table, make_split_evaluator, write_metrics
 from official.files import check_replaceable, make_directory
@@ -75,7 +76,7 @@ def evaluate(
     record = read_training(model_dir, data.num_classes)
     strategy, description = devices.start("eval"), data.read()
     check_classes(record, model_dir, description)
-    warn_of_scale(record, description)
+    warn_of_scale(read_scale(record, model_dir), description)
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)
     evaluate_split = make_split_evaluator(
@@ -159,12 +160,11 @@ def name_files(model_dir: str, output: str | None, name: str) -> tuple[str, str,
     )
 
 
-def warn_of_scale(record: run_record.Record, description: Description) -> None:
+def warn_of_scale(trained: Sizes | None, description: Description) -> None:
     """Says so if the data to evaluate on have another scale than those of the training."""
-    scale, own = record.get(run_record.SCALE), Sizes.from_options(description.options)
-    if scale is not None and Sizes.from_options(scale) != own:
+    own = Sizes.from_options(description.options)
+    if trained not in (None, own):
         say(
             f"warning: --data_dir={description.data_dir} has {own}, the network was trained on "
-            f"{Sizes.from_options(scale)}: evaluated as they are, things have another size than it "
-            "knows"
+            f"{trained}: evaluated as they are, things have another size than it knows"
         )

@@ -16,7 +16,6 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official.errors import RunError, UsageError, shorten
 from official.files import make_directory, read_small, write_atomically
-from official.sizes import Sizes
 
 FILE = "run.json"
 GENOTYPE = "genotype.json"
@@ -252,7 +251,7 @@ def _is_record(content: Any) -> bool:
         and isinstance(content.get("mode"), str)
         and isinstance(content.get("identity"), dict)
         and has("dataset", str)
-        and _is_scale(content.get(SCALE, {}))
+        and has(SCALE, dict)
         and has(CONFIG, dict)
         and has("class_names", list)
         and all(isinstance(name, str) for name in content.get("class_names") or [])
@@ -266,13 +265,6 @@ def _is_record(content: Any) -> bool:
 def _is_colour(value: Any) -> bool:
     is_triple = isinstance(value, list) and len(value) == 3
     return is_triple and all(type(one) is int and 0 <= one <= 255 for one in value)
-
-
-def _is_scale(value: Any) -> bool:
-    try:
-        return isinstance(value, dict) and bool(Sizes.from_options(value))
-    except ValueError:
-        return False
 
 
 def _is_branch(value: Any) -> bool:

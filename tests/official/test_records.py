@@ -176,6 +176,7 @@ def test_damaged_descriptions(copy, file, content):
         ({"palette": [[0, 0]] * 19}, "cannot be read"),
         ({"ignore_label": 255.0}, "not in 0..255: 255.0"),
         ({"options": 7}, "cannot be read"),
+        ({"options": {"resize_factor": "half"}}, "resize_factor is half"),
         ({"sizes": {}}, "train"),
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, 72, 3]]}}, "val has 2 examples, but .* 3"),
         ({"sizes": {"train": [[40, 72, 5]], "val": [[40, -72, 2]]}}, "val .* numbers above 0"),

@@ -77,13 +77,12 @@ def check_replaceable(path: str | os.PathLike[str], flag: str, mark: str) -> Non
     Raises:
         UsageError: it is a directory, a device, or another file that is not empty.
     """
-    path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{flag}={path} is a directory: give a file")
-    if not path.exists():
+    if not os.path.exists(path):
         return
     found = None
-    if path.is_file():  # reading a device or a pipe might never end
+    if os.path.isfile(path):  # reading a device or a pipe might never end
         with contextlib.suppress(OSError), open(path, "rb") as file:
             found = file.read(2**24)
     if found is None or (found and mark.encode() not in found):

@@ -37,7 +37,9 @@ class Sizes:
         """
         factor, side = options.get("resize_factor", 1.0), options.get("max_side")
         if type(factor) not in (int, float) or not 1e-30 <= factor <= 65_535:
-            raise ValueError(f"resize_factor is {shorten(factor)}: it must be above 0")
+            raise ValueError(
+                f"resize_factor is {shorten(factor)}: it must be above 0, 65535 at most"
+            )
         if side is not None and (type(side) is not int or not 0 < side < 2**31):
             raise ValueError(f"max_side is {shorten(side)}: it must be a whole number above 0")
         return cls(factor, side)

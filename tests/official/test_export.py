@@ -304,8 +304,14 @@ def test_what_a_killed_export_of_an_earlier_version_left_is_removed(model, tmp_p
     for path in (old, new, other):
         (path / "1").mkdir(parents=True)
         os.utime(path, (0, 0) if path != new else None)
+    mine = tmp_path / "unfinished-projects"
+    mine.mkdir()
+    (mine / "1").write_text("")
+    (mine / "mine.txt").write_text("")
+    os.utime(mine, (0, 0))
     export(model, tmp_path, class_names=NAMES, palette=PALETTE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", new.name, other.name]
+    kept = ["1", new.name, other.name, mine.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 def test_what_an_exported_network_sees_is_bounded_too(model, tmp_path):

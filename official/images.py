@@ -19,6 +19,7 @@ What is written are PNGs, by Pillow.
 """
 
 import io
+import os
 import warnings
 
 import tensorflow as tf
@@ -38,6 +39,7 @@ TOO_LARGE = "pixels are more than the limit of"
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 _PNG_WIDTH, _PNG_BITS, _PNG_COLOUR_TYPE = 16, 24, 25
+_BYTES_OF_PIXEL = 8  # RGBA of 16 bits
 _COLOUR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
 
 
@@ -146,6 +148,22 @@ def decode_label(encoded: tf.Tensor, whose: tf.Tensor) -> tf.Tensor:
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     """Whether a file (scalar string) begins as a JPEG does: scalar bool."""
     return _begins_with(encoded, _JPEG)
+
+
+def read_image_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file, which may be as many as so many pixels have uncompressed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or a directory, or a pipe or device, which might never end.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+    largest = _BYTES_OF_PIXEL * max(max_pixels, MAX_PIXELS)
+    if os.path.getsize(path) > largest:
+        raise ValueError(f"it is larger than {largest // 2**20} MB, which no image here is")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def read_orientation(file: bytes) -> int:

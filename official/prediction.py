@@ -24,6 +24,7 @@ from official.images import (
     TOO_LARGE,
     decode_image,
     encode_png,
+    read_image_file,
     read_orientation,
 )
 from official.input_pipeline import make_data_error, read_eval_images
@@ -279,9 +280,15 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     Raises:
         RunError: it is unreadable, damaged anywhere, or has more pixels.
     """
+    return _read_picture(path, max_pixels)[0]
+
+
+def _read_picture(path: str | os.PathLike[str], max_pixels: int) -> tuple[np.ndarray, bytes]:
+    """A picture, and the file that it was decoded from; raises what `read_picture` says."""
     try:
-        return decode_image(Path(path).read_bytes(), max_pixels).numpy()
-    except (OSError, tf.errors.OpError) as error:
+        file = read_image_file(path, max_pixels)
+        return decode_image(file, max_pixels).numpy(), file
+    except (OSError, ValueError, tf.errors.OpError) as error:
         reason = str(error.strerror) if isinstance(error, OSError) else explain(error)
         reason += REMEDY if TOO_LARGE in reason else ""
         raise RunError(f"cannot read the image {path}: {reason}") from None
@@ -290,8 +297,8 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 def _read_pictures(paths: Sequence[Path], max_pixels: int) -> Iterator[np.ndarray]:
     warned = False
     for path in paths:
-        image = read_picture(path, max_pixels)
-        if not warned and read_orientation(path.read_bytes()) > 1:
+        image, file = _read_picture(path, max_pixels)
+        if not warned and read_orientation(file) > 1:
             warned = True
             tqdm.write(
                 f"warning: {path} has a rotation mark (EXIF), which is not obeyed, nor will others "

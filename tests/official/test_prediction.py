@@ -353,3 +353,17 @@ def test_a_picture_is_not_enlarged_beyond_all_reason(tmp_path, more):
             **more,
         )
     assert (tmp_path / "out" / "a_labels.png").exists()
+
+
+def test_what_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    (tmp_path / "large.png").touch()
+    os.truncate(tmp_path / "large.png", 2**30 + 1)  # which takes no space
+    for name, saying in (
+        ("pipe", "it is no file"),
+        ("zeros", "it is no file"),
+        ("large", "1024 MB"),
+    ):
+        with pytest.raises(RunError, match=rf"{name}\.png: .*{saying}"):
+            read_picture(tmp_path / f"{name}.png")

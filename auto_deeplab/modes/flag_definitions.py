@@ -168,6 +168,7 @@ DISTRIBUTION_STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "t
 PRECISIONS = ("float32", "bfloat16", "float16")
 RECOMPUTE = ("cell", "node", "none")
 COST_METRICS = ("multiply_adds", "latency")
+LARGEST_IMAGE = 2**27
 
 
 SMALLEST = 1e-30
@@ -224,6 +225,8 @@ def _betas(text: str) -> list[float]:
 
 def _sides(text: str) -> list[int]:
     values = _numbers(int, range(1, 3), "one positive number, or height,width", text)
+    if values[0] * values[-1] > LARGEST_IMAGE:
+        raise ValueError(f"it has more than {LARGEST_IMAGE} pixels: give a smaller one")
     return [values[0], values[-1]]
 
 

@@ -54,6 +54,7 @@ MEMORY_REMEDY = dict.fromkeys(MODES, "the images are too large for this device")
     ("search", "train"),
     "give a smaller --batch_size or --crop_size (evaluation takes whole images, whatever the crop)",
 )
+MEMORY_REMEDY |= {"profile": "give a smaller --crop_size or --filter_multiplier"}
 
 
 def start_app() -> None:

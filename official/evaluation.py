@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from official.errors import RunError
 from official.files import write_atomically
+from official.images import MAX_PIXELS
 from official.input_pipeline import make_data_error, read_eval_images
 from official.progress import Progress
 from official.records import Description
@@ -57,6 +58,25 @@ def compute_scores(
     if list(scales) == [1.0] and not flip:
         return compute_logits(model, images, num_classes)
     return average_probabilities(model, images, num_classes, scales=scales, flip=flip)
+
+
+def check_enlarged(pixels: int, enlarged: float, what: str, flags: str) -> None:
+    """Checks that the network sees no image that is enlarged beyond all reason.
+
+    Args:
+        pixels: of the image.
+        enlarged: of the largest that is made of it.
+        what: the image, for the error's line.
+        flags: those that enlarge it.
+
+    Raises:
+        RunError: it is larger than before, and than any image that is decoded unasked.
+    """
+    if enlarged > max(pixels, MAX_PIXELS):
+        raise RunError(
+            f"{what} would be enlarged to {enlarged:.3g} pixels, whose limit is {MAX_PIXELS}: give "
+            f"smaller {flags}"
+        )
 
 
 def average_probabilities(
@@ -228,7 +248,14 @@ def make_split_evaluator(
     Returns:
         () -> Evaluator's metrics and confusion matrix. It raises RunError if a record cannot be
         used.
+
+    Raises:
+        RunError: the scales enlarge an image beyond all reason.
     """
+    largest = max(height * width for height, width, _ in description.split(split).sizes)
+    check_enlarged(
+        largest, largest * max(scales) ** 2, f"the largest image of {split}", "--eval_scales"
+    )
     evaluator = Evaluator(
         model,
         class_names=description.class_names,

@@ -11,6 +11,7 @@ scale; its logits are resized bilinearly to H x W, and labels and probabilities 
 Assets: labels.txt, a class name per line, and palette.txt, its "red green blue" in 0..255.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -23,11 +24,13 @@ import keras
 import tensorflow as tf
 
 from official.errors import RunError
-from official.evaluation import compute_logits
+from official.evaluation import check_enlarged, compute_logits
 from official.files import make_directory, write_directory_atomically
 from official.images import MAX_PIXELS, check_pixels, decode_image
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
+
+ASSETS = ("labels.txt", "palette.txt")
 
 
 def export(
@@ -57,17 +60,20 @@ def export(
         the path of export_dir/<n>.
 
     Raises:
-        RunError: more than 256 classes, not the network's number of classes, or export_dir cannot
-            be written or would not be found again by TensorFlow.
+        RunError: more than 256 classes, not the network's number of classes, images of max_pixels
+            would be enlarged beyond all reason, or export_dir cannot be written or would not be
+            found again by TensorFlow.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit labels of type uint8: at most 256")
+    check_enlarged(
+        *(max_pixels, max_pixels * sizes.resize_factor**2),
+        f"an image of --max_pixels={max_pixels}",
+        "--predict_scale or --max_pixels",
+    )
     check_plain(os.fspath(export_dir), "the SavedModel's directory")
     root = make_directory(export_dir)
-    # What a killed export of an earlier version left; whichever goes on has touched it by now.
-    for leftover in root.glob("unfinished-????????"):
-        if time.time() - leftover.stat().st_mtime > 24 * 3600:
-            shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(root)
     versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
     target = root / str(1 + max(versions, default=0))
     # Serving watches for names that are numbers, so it never sees the directory before it is whole.
@@ -88,16 +94,24 @@ def export(
     return target
 
 
+def _remove_leftovers(root: Path) -> None:
+    """Removes what a killed export of an earlier version left, and nothing that is like it."""
+    for leftover in root.glob("unfinished-????????"):
+        with contextlib.suppress(OSError):  # another export may be removing it
+            names = [path.name for path in leftover.iterdir()]
+            is_ours = all(name in ASSETS or name.isdecimal() for name in names)
+            # Whichever goes on has touched it by now.
+            if is_ours and time.time() - leftover.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(leftover)
+
+
 def _write_assets(
     directory: Path, class_names: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> list[str]:
-    lines = {
-        "labels.txt": class_names,
-        "palette.txt": [" ".join(str(int(value)) for value in colour) for colour in palette],
-    }
-    for name, content in lines.items():
+    colours = [" ".join(str(int(value)) for value in colour) for colour in palette]
+    for name, content in zip(ASSETS, (class_names, colours), strict=True):
         Path(directory, name).write_text("".join(f"{line}\n" for line in content), "utf-8")
-    return [str(directory / name) for name in lines]
+    return [str(directory / name) for name in ASSETS]
 
 
 class _Served(tf.Module):

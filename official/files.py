@@ -52,13 +52,44 @@ def read_small(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[Path], flag: str) -> None:
-    """Raises UsageError if a file to be written is one of those that are read."""
+    """Raises UsageError if a file to be written is one of those that are read.
+
+    `check_replaceable` is for files that can be told from all others.
+    """
     with contextlib.suppress(OSError):  # it is not there yet
         status = os.stat(path)
         for file in inputs:
             with contextlib.suppress(OSError):
                 if os.path.samestat(status, os.stat(file)):
                     raise UsageError(f"{flag}={path} is a file that is read: give another one")
+
+
+def check_replaceable(path: str | os.PathLike[str], flag: str, mark: str) -> None:
+    """Checks that a file can be written without loss: none is there, or an older one of its kind.
+
+    So nothing that is read, and nothing else that somebody has, is ever written over.
+
+    Args:
+        path: the file to come.
+        flag: the flag that names it, such as "--output"; errors tell the user of it.
+        mark: what stands in every file of its kind and in no other, within the first 16 MB.
+
+    Raises:
+        UsageError: it is a directory, a device, or another file that is not empty.
+    """
+    if os.path.isdir(path):
+        raise UsageError(f"{flag}={path} is a directory: give a file")
+    if not os.path.exists(path):
+        return
+    found = None
+    if os.path.isfile(path):  # reading a device or a pipe might never end
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            found = file.read(2**24)
+    if found is None or (found and mark.encode() not in found):
+        raise UsageError(
+            f"{flag}={path} is there already and is another kind of file than is written: give "
+            "another one, or remove it first"
+        )
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:

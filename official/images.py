@@ -19,6 +19,7 @@ What is written are PNGs, by Pillow.
 """
 
 import io
+import os
 import warnings
 
 import tensorflow as tf
@@ -33,10 +34,12 @@ MAX_PIXELS = 2**27
 TOO_LARGE = "pixels are more than the limit of"
 """What errors say of images with more."""
 
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
-_ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 # A PNG begins with 8 bytes and its first chunk: length, "IHDR", width, height, bits, colour type.
+# Where another chunk comes first, decoders disagree about what its size is.
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_ACCURATE = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 _PNG_WIDTH, _PNG_BITS, _PNG_COLOUR_TYPE = 16, 24, 25
+_BYTES_OF_PIXEL = 8  # RGBA of 16 bits
 _COLOUR_TYPES = ("grey", "", "RGB", "palette", "grey and alpha", "", "RGBA")
 
 
@@ -76,9 +79,10 @@ def check_pixels(size: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Operation 
         tf.errors.InvalidArgumentError: it has more.
     """
     size = tf.cast(size, tf.int64)
+    fits = size[0] <= max_pixels // tf.maximum(size[1], 1)  # their product may not fit 64 bits
     sides = tf.strings.reduce_join(tf.strings.as_string(size), separator=" x ")
     words = tf.strings.join([sides, f" {TOO_LARGE} {max_pixels} in all"])
-    return tf.raw_ops.Assert(condition=tf.reduce_prod(size) <= max_pixels, data=[words])
+    return tf.raw_ops.Assert(condition=fits, data=[words])
 
 
 def jpeg_size(encoded: tf.Tensor) -> tf.Tensor:
@@ -146,6 +150,22 @@ def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     return _begins_with(encoded, _JPEG)
 
 
+def read_image_file(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file, which may be as many as so many pixels have uncompressed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or a directory, or a pipe or device, which might never end.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no file")
+    largest = _BYTES_OF_PIXEL * max(max_pixels, MAX_PIXELS)
+    if os.path.getsize(path) > largest:
+        raise ValueError(f"it is larger than {largest // 2**20} MB, which no image here is")
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def read_orientation(file: bytes) -> int:
     """Reads the rotation mark (EXIF orientation, 1..8) of a PNG or JPEG file.
 
@@ -187,7 +207,7 @@ def open_image(file: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ValueError("it is neither PNG nor JPEG: save it as PNG")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             # Of other formats Pillow has decoders that nobody here needs.
             image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG"))
     except Image.DecompressionBombError:

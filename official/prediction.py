@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from official.drawing import Palette, draw_legend, draw_overlay
 from official.errors import RunError, explain, shorten
-from official.evaluation import Logits, compute_scores
+from official.evaluation import Logits, check_enlarged, compute_scores
 from official.files import find_files, glob_files, make_directory, write_atomically
 from official.images import (
     MAX_PIXELS,
@@ -23,6 +24,7 @@ from official.images import (
     TOO_LARGE,
     decode_image,
     encode_png,
+    read_image_file,
     read_orientation,
 )
 from official.input_pipeline import make_data_error, read_eval_images
@@ -144,9 +146,9 @@ def predict(
 
     Raises:
         RunError: two pictures would get the same name, one would be written over, one is
-            unreadable (those before it are done), a file cannot be written, the classes are not the
-            network's, or a submission would be refused for its names. Names are checked before
-            anything is written.
+            unreadable or enlarged beyond all reason (those before it are done), a file cannot be
+            written, the classes are not the network's, or a submission would be refused for its
+            names. Names are checked before anything is written.
     """
     if len(class_names) > 256:
         raise RunError(f"{len(class_names)} classes do not fit 8-bit label maps: at most 256")
@@ -168,7 +170,12 @@ def predict(
         )
     written = []
     with Progress("predict", len(files)) as progress:
-        for name, file, image in zip(pictures.names, files, pictures.images, strict=True):
+        for name, source, file, image in zip(
+            pictures.names, pictures.sources, files, pictures.images, strict=True
+        ):
+            height, width = image.shape[:2]
+            seen = math.prod(sizes.compute_size((height, width))) * max(scales) ** 2
+            check_enlarged(height * width, seen, source, "--eval_scales or --predict_scale")
             labels = classify(image[np.newaxis])[0].numpy()
             written.append(Path(output_dir, file))
             make_directory(written[-1].parent)
@@ -273,9 +280,15 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     Raises:
         RunError: it is unreadable, damaged anywhere, or has more pixels.
     """
+    return _read_picture(path, max_pixels)[0]
+
+
+def _read_picture(path: str | os.PathLike[str], max_pixels: int) -> tuple[np.ndarray, bytes]:
+    """A picture, and the file that it was decoded from; raises what `read_picture` says."""
     try:
-        return decode_image(Path(path).read_bytes(), max_pixels).numpy()
-    except (OSError, tf.errors.OpError) as error:
+        file = read_image_file(path, max_pixels)
+        return decode_image(file, max_pixels).numpy(), file
+    except (OSError, ValueError, tf.errors.OpError) as error:
         reason = str(error.strerror) if isinstance(error, OSError) else explain(error)
         reason += REMEDY if TOO_LARGE in reason else ""
         raise RunError(f"cannot read the image {path}: {reason}") from None
@@ -284,8 +297,8 @@ def read_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
 def _read_pictures(paths: Sequence[Path], max_pixels: int) -> Iterator[np.ndarray]:
     warned = False
     for path in paths:
-        image = read_picture(path, max_pixels)
-        if not warned and read_orientation(path.read_bytes()) > 1:
+        image, file = _read_picture(path, max_pixels)
+        if not warned and read_orientation(file) > 1:
             warned = True
             tqdm.write(
                 f"warning: {path} has a rotation mark (EXIF), which is not obeyed, nor will others "

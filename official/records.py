@@ -36,6 +36,7 @@ from official import datasets, deeplab_shards
 from official.errors import RunError, UsageError, explain, shorten
 from official.files import read_small
 from official.progress import Progress
+from official.sizes import Sizes
 
 IGNORE_LABEL = 255
 METADATA_FORMAT = 1
@@ -200,6 +201,7 @@ def read_description(
         )
         _check_classes(description)
         _check_splits(splits)
+        Sizes.from_options(description.options)
     except Exception as error:  # tfds and json raise many kinds for a damaged directory
         what = shorten(explain(error), 200)
         raise RunError(f"{data_dir} cannot be read as a dataset ({what}): {remedy}") from error
@@ -234,7 +236,8 @@ def _check_splits(splits: Mapping[str, Split]) -> None:
     if not splits:
         raise ValueError("it has no split")
     for name, split in splits.items():
-        if not all(type(number) is int and number > 0 for size in split.sizes for number in size):
+        numbers = [number for size in split.sizes for number in size]
+        if not all(type(number) is int and 0 < number < 2**31 for number in numbers):
             raise ValueError(f"a size of {name} in its metadata.json is not of numbers above 0")
         count = sum(number for _, _, number in split.sizes)
         if not count == split.num_examples > 0:

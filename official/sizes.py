@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from official.errors import shorten
 from official.resizing import sides
 
 
@@ -29,8 +30,19 @@ class Sizes:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Sizes":
-        """Reads the rule from a data description's or a run's options; without any, OWN_SIZE."""
-        return cls(options.get("resize_factor", 1.0), options.get("max_side"))
+        """Reads the rule from a data description's or a run's options; without any, OWN_SIZE.
+
+        Raises:
+            ValueError: a number is none, or not between those that make sense.
+        """
+        factor, side = options.get("resize_factor", 1.0), options.get("max_side")
+        if type(factor) not in (int, float) or not 1e-30 <= factor <= 65_535:
+            raise ValueError(
+                f"resize_factor is {shorten(factor)}: it must be above 0, 65535 at most"
+            )
+        if side is not None and (type(side) is not int or not 0 < side < 2**31):
+            raise ValueError(f"max_side is {shorten(side)}: it must be a whole number above 0")
+        return cls(factor, side)
 
     def to_options(self) -> dict[str, Any]:
         """Gives the options that a data description holds, which `from_options` reads."""

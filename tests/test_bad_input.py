@@ -123,6 +123,7 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--class_weights=1e-320,0"], ["--class_weights=1e-320,0", "smallest"]),
         (["--mode=train", "--top_k_pixels=1e-320"], ["--top_k_pixels=1e-320", "1e-30 at least"]),
         (["--mode=train", f"--crop_size={10**9}"], [f"--crop_size={10**9}", "65535 at most"]),
+        (["--mode=profile", "--crop_size=11586"], ["--crop_size=11586", "134217728 pixels"]),
         (["--mode=eval", "--eval_scales=1e308"], ["--eval_scales=1e308", "65535 at most"]),
         (["--mode=train", "--norandom_flip=false"], ["--norandom_flip=false", "--noNAME alone"]),
         (["--mode=train", "--class_weights=0,0"], ["--class_weights=0,0", "not all 0"]),

@@ -166,15 +166,28 @@ def test_eval_writes_elsewhere(root, tmp_path):
     assert done.code == 2 and f"--output={tmp_path} is a directory: give a file" in done.error
 
 
-@pytest.mark.parametrize(
-    "name", ["run/run.json", "run/genotype.json", "run/history.jsonl", "data/metadata.json"]
-)
-def test_eval_writes_over_nothing_that_is_read(root, name):
-    before = (root / name).read_bytes()
-    common = (f"--model_dir={root / 'run'}", f"--data_dir={root / 'data'}")
-    done = train_here("--mode=eval", *common, f"--output={root / name}")
-    assert done.code == 2 and f"--output={root / name} is a file that is read" in done.error
-    assert (root / name).read_bytes() == before
+def test_eval_writes_over_nothing_but_older_metrics(root, tmp_path):
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    data = shutil.copytree(root / "data", tmp_path / "data")
+    flagfile = tmp_path / "mine.cfg"
+    flagfile.write_text(f"--model_dir={run}\n--data_dir={data}\n")
+    common = ("--mode=eval", f"--flagfile={flagfile}")
+    files = [path for path in (*run.rglob("*"), *data.rglob("*"), flagfile) if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    kinds = {path.suffix or path.name: path for path in files}  # one of each, to save time
+    for path in (run / "run.json", run / "genotype.json", data / "metadata.json", *kinds.values()):
+        done = train_here(*common, f"--output={path}")
+        assert done.code == 2 and f"--output={path} is there already" in done.error, done.error
+    assert before == {path: path.read_bytes() for path in files}
+    for _ in range(2):
+        assert train_here(*common, f"--output={tmp_path / 'metrics.json'}").code == 0
+
+
+def test_scales_beyond_all_reason_are_one_line(root):
+    common = ("--mode=eval", f"--model_dir={root / 'run'}", f"--data_dir={root / 'data'}")
+    done = train_here(*common, "--eval_scales=1,60000")
+    assert done.code == 1 and "the largest image of val would be enlarged to" in done.error
+    assert "give smaller --eval_scales" in done.error
 
 
 def test_scales_and_flip_change_the_answer(root, tmp_path):

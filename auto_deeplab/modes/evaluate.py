@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from auto_deeplab.modes.data import Data, Devices, PathLike
@@ -17,10 +16,10 @@ from auto_deeplab.modes.model_dir import (
     read_training,
 )
 from auto_deeplab.runs import run_record
-from official import confusion_matrix, history
-from official.errors import UsageError
+from auto_deeplab.runs.saved_network import read_scale
+from official import confusion_matrix
 from official.evaluation import format_class_table, make_split_evaluator, write_metrics
-from official.files import check_output, make_directory
+from official.files import check_replaceable, make_directory
 from official.progress import say
 from official.records import Description
 from official.sizes import Sizes
@@ -57,7 +56,8 @@ def evaluate(
         data: of the network's classes.
         views: how each image is looked at.
         max_eval_images: so many images, spread evenly over the split; None: all.
-        output: the file for the metrics; None: in model_dir, under a name that says what they are.
+        output: the file for the metrics, new or of older ones; None: in model_dir, under a name
+            that says what they are.
         show: is given what is returned before anything is written, which may fail.
         devices: where it runs.
         checkpoint: a path up to the step, a directory of checkpoints, or "best"; None: the newest.
@@ -71,16 +71,12 @@ def evaluate(
     model_dir = os.fspath(model_dir)
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     output = os.fspath(output) if output else None
-    if output and os.path.isdir(output):
-        raise UsageError(f"--output={output} is a directory: give a file")
+    if output:
+        check_replaceable(output, "--output", '"per_class_iou"')
     record = read_training(model_dir, data.num_classes)
     strategy, description = devices.start("eval"), data.read()
     check_classes(record, model_dir, description)
-    if output:
-        names = (run_record.FILE, run_record.GENOTYPE, history.FILE, "checkpoints/*")
-        read = (path for name in names for path in Path(model_dir).glob(name))
-        check_output(output, [*read, *description.files()], "--output")
-    warn_of_scale(record, description)
+    warn_of_scale(read_scale(record, model_dir), description)
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)
     evaluate_split = make_split_evaluator(
@@ -164,12 +160,11 @@ def name_files(model_dir: str, output: str | None, name: str) -> tuple[str, str,
     )
 
 
-def warn_of_scale(record: run_record.Record, description: Description) -> None:
+def warn_of_scale(trained: Sizes | None, description: Description) -> None:
     """Says so if the data to evaluate on have another scale than those of the training."""
-    scale, own = record.get(run_record.SCALE), Sizes.from_options(description.options)
-    if scale is not None and Sizes.from_options(scale) != own:
+    own = Sizes.from_options(description.options)
+    if trained not in (None, own):
         say(
             f"warning: --data_dir={description.data_dir} has {own}, the network was trained on "
-            f"{Sizes.from_options(scale)}: evaluated as they are, things have another size than it "
-            "knows"
+            f"{trained}: evaluated as they are, things have another size than it knows"
         )

@@ -168,13 +168,14 @@ DISTRIBUTION_STRATEGIES = ("one_device", "mirrored", "multi_worker_mirrored", "t
 PRECISIONS = ("float32", "bfloat16", "float16")
 RECOMPUTE = ("cell", "node", "none")
 COST_METRICS = ("multiply_adds", "latency")
+LARGEST_IMAGE = 2**27
 
 
 SMALLEST = 1e-30
 """Of factors: float32 has nothing below 1e-38, and products need room."""
 
 LARGEST = 65_535
-"""Of sides, channels and scales in a list."""
+"""Of sides and channels in a list, and of scales."""
 
 
 class _Parser(flags.ArgumentParser):
@@ -224,6 +225,8 @@ def _betas(text: str) -> list[float]:
 
 def _sides(text: str) -> list[int]:
     values = _numbers(int, range(1, 3), "one positive number, or height,width", text)
+    if values[0] * values[-1] > LARGEST_IMAGE:
+        raise ValueError(f"it has more than {LARGEST_IMAGE} pixels: give a smaller one")
     return [values[0], values[-1]]
 
 
@@ -617,6 +620,7 @@ _strength(
     None,
     "The factor of a picture's sides before the network sees it; 1 leaves it as it is. Without it "
     "pictures are brought to the scale of the training data.",
+    upper_bound=LARGEST,
 )
 _count(
     "max_pixels",

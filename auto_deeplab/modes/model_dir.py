@@ -16,7 +16,7 @@ from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
 from auto_deeplab.runs.saved_network import load_network as load_saved_network
-from auto_deeplab.runs.saved_network import locate_checkpoint
+from auto_deeplab.runs.saved_network import locate_checkpoint, read_scale
 from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints, distribution, history, optimizers
@@ -332,9 +332,10 @@ def choose_scale(
 
     Raises:
         UsageError: nobody can tell how the data's scale becomes the network's.
+        RunError: the record of the training's scale is damaged.
     """
     data = Sizes.from_options(description.options if description else {})
-    known = Sizes.from_options(record[run_record.SCALE]) if run_record.SCALE in record else data
+    known = read_scale(record, model_dir) or data
     sizes = Sizes(predict_scale) if predict_scale else known.compute_rest(data)
     if sizes is None:
         assert description  # a user's own pictures come to any scale

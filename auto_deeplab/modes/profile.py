@@ -16,6 +16,7 @@ from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space.genotype import Genotype
 from official import model_cost
 from official.errors import UsageError
+from official.files import check_replaceable
 from official.progress import say
 
 
@@ -91,7 +92,7 @@ def measure_costs(
     """Measures what the pieces of all networks of a search space cost, and writes a cost table.
 
     Args:
-        cost_table: the path of the JSON file.
+        cost_table: the path of the JSON file, new or of an older table.
         pieces: what is measured.
         num_layers: L, for the bounds.
         cost_metric: a key of cost_table.UNITS.
@@ -101,13 +102,12 @@ def measure_costs(
         what was measured, and the bounds of what networks cost, as plain data.
 
     Raises:
-        UsageError: the path is a directory's, or there is no such metric.
+        UsageError: the path is that of another file or a directory, or there is no such metric.
         RunError: the file cannot be written.
     """
     check_choice("cost_metric", cost_metric, tuple(cost_tables.UNITS))
     path = os.fspath(cost_table)
-    if os.path.isdir(path):
-        raise UsageError(f"--cost_table={path} is a directory: give a file")
+    check_replaceable(path, "--cost_table", '"pieces"')
     devices.start("profile")
     began = time.monotonic()
     table = cost_tables.measure(vars(pieces), cost_metric)

@@ -9,7 +9,7 @@ from auto_deeplab.runs import run_record
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints
 from official.errors import RunError, shorten
-from official.sizes import Sizes
+from official.sizes import OWN_SIZE, Sizes
 
 
 def make_network(
@@ -94,7 +94,7 @@ def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str
             len(record["class_names"]),
             class_names=record["class_names"],
             palette=record.get("palette"),
-            sizes=Sizes.from_options(record.get(run_record.SCALE, {})),
+            sizes=read_scale(record, model_dir) or OWN_SIZE,
         )
     try:
         network = Network.from_config(config)
@@ -105,6 +105,21 @@ def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str
         ) from None
     network.build((None, None, None, 3))
     return network
+
+
+def read_scale(record: run_record.Record, model_dir: str) -> Sizes | None:
+    """The scale of the data that a run was trained on; None if it is too old to know it.
+
+    Raises:
+        RunError: its numbers make no sense.
+    """
+    if run_record.SCALE not in record:
+        return None
+    try:
+        return Sizes.from_options(record[run_record.SCALE] or {})
+    except ValueError as error:
+        path = os.path.join(model_dir, run_record.FILE)
+        raise RunError(f"{path} is damaged: {error}; restore it") from None
 
 
 def find_weights(path: str) -> str:

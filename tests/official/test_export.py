@@ -14,6 +14,7 @@ from auto_deeplab.space.genotype import Genotype
 from official.errors import RunError
 from official.export import export
 from official.images import decode_image
+from official.sizes import Sizes
 from tests.command import ROOT
 
 NAMES = ["sky", "Straße", "car"]
@@ -195,6 +196,7 @@ def test_a_network_with_its_batch_norm_folded(tmp_path):
         ((0, "sep_conv_3x3"), (1, "atrous_conv_5x5")),
         ((2, "dil_conv_3x3"), (0, "skip_connect")),
     )
+    keras.utils.set_random_seed(0)  # of the kernels
     network = Network(
         Genotype((0, 1), (cell,)),
         num_classes=3,
@@ -303,5 +305,24 @@ def test_what_a_killed_export_of_an_earlier_version_left_is_removed(model, tmp_p
     for path in (old, new, other):
         (path / "1").mkdir(parents=True)
         os.utime(path, (0, 0) if path != new else None)
+    mine = tmp_path / "unfinished-projects"
+    mine.mkdir()
+    (mine / "1").write_text("")
+    (mine / "mine.txt").write_text("")
+    os.utime(mine, (0, 0))
     export(model, tmp_path, class_names=NAMES, palette=PALETTE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", new.name, other.name]
+    kept = ["1", new.name, other.name, mine.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+def test_what_an_exported_network_sees_is_bounded_too(model, tmp_path):
+    # 2**25 * 2**2 = 2**27 pixels, the limit of what is decoded; 2.1 is above it
+    common = {"class_names": NAMES, "palette": PALETTE, "max_pixels": 2**25}
+    export(model, tmp_path / "export", sizes=Sizes(2.0), **common)
+    with pytest.raises(
+        RunError, match=r"--max_pixels=33554432 would be enlarged .*--predict_scale"
+    ):
+        export(model, tmp_path / "other", sizes=Sizes(2.1), **common)
+    assert not (tmp_path / "other").exists()
+    # As large as it is by its own flag, it may be.
+    export(model, tmp_path / "export", **(common | {"max_pixels": 2**30}))

@@ -14,6 +14,7 @@ from official import files
 from official.errors import RunError, UsageError
 from official.files import (
     check_output,
+    check_replaceable,
     find_files,
     glob_files,
     make_directory,
@@ -428,3 +429,19 @@ def test_what_is_read_is_not_written_over(tmp_path):
         with pytest.raises(UsageError, match=rf"--output=\S*{name} is a file that is read"):
             check_output(tmp_path / name, [tmp_path / "gone", tmp_path / "read"], "--output")
     check_output(tmp_path / "new", [tmp_path / "gone", tmp_path / "read"], "--output")
+
+
+def test_only_an_older_file_of_its_kind_is_replaced(tmp_path):
+    for name, content in (("old.json", '{"mine": 1}'), ("empty.json", ""), ("other.json", "{}")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "link.json").symlink_to("other.json")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("new.json", "nowhere/new.json", "old.json", "empty.json"):
+        check_replaceable(tmp_path / name, "--output", '"mine"')
+    for name in ("other.json", "link.json", "pipe"):
+        with pytest.raises(UsageError, match=rf"--output=\S*{name} is there already"):
+            check_replaceable(tmp_path / name, "--output", '"mine"')
+    with pytest.raises(UsageError, match="--output=/dev/null is there"):
+        check_replaceable("/dev/null", "--output", '"mine"')
+    with pytest.raises(UsageError, match=r"--output=\S* is a directory: give a file"):
+        check_replaceable(tmp_path, "--output", '"mine"')

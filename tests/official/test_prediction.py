@@ -339,3 +339,31 @@ def test_a_records_name_leads_nowhere_else(tmp_path, name, saying):
     with pytest.raises(RunError, match=saying) as error:
         predict(*(stand_in, pictures, str(tmp_path / "out")), class_names=NAMES, palette=PALETTE)
     assert len(str(error.value)) < 400 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [{"scales": (1.0, 3000.0)}, {"sizes": Sizes(3000.0)}])
+def test_a_picture_is_not_enlarged_beyond_all_reason(tmp_path, more):
+    # 4 * 4 * 3000**2 = 1.44e8, more than 2**27 = 1.34e8
+    pictures = Pictures(["a", "b"], ["a.png", "b.png"], iter([colours(1, 1), colours(4, 4)]))
+    with pytest.raises(RunError, match=r"b\.png would be enlarged to 1.44e\+08 pixels.*--eval_sc"):
+        predict(
+            *(lambda images: images[:, :1, :1], pictures, str(tmp_path / "out")),
+            class_names=NAMES,
+            palette=PALETTE,
+            **more,
+        )
+    assert (tmp_path / "out" / "a_labels.png").exists()
+
+
+def test_what_never_ends_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    (tmp_path / "large.png").touch()
+    os.truncate(tmp_path / "large.png", 2**30 + 1)  # which takes no space
+    for name, saying in (
+        ("pipe", "it is no file"),
+        ("zeros", "it is no file"),
+        ("large", "1024 MB"),
+    ):
+        with pytest.raises(RunError, match=rf"{name}\.png: .*{saying}"):
+            read_picture(tmp_path / f"{name}.png")

@@ -1,5 +1,7 @@
 """Scaling in a graph is the converter's, and what comes back lies on the images' own grid."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -94,3 +96,17 @@ def test_options_are_those_of_a_description():
     for sizes in (OWN_SIZE, *SCALES):
         assert Sizes.from_options(sizes.to_options()) == sizes
     assert Sizes.from_options({}) == OWN_SIZE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"resize_factor": value} for value in (0, -1, 1e308, 10**400, math.nan, "1", None, True)),
+        *({"max_side": value} for value in (0, -1, 1e300, 0.5, "9", True)),
+    ],
+    ids=lambda options: str(options)[:30],
+)
+def test_numbers_that_make_no_sense_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))) as error:
+        Sizes.from_options(options)
+    assert len(str(error.value)) < 200

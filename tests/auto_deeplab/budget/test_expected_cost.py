@@ -418,3 +418,14 @@ def test_profile_refuses_what_it_cannot_do(tmp_path):
     done = profile(tmp_path)
     assert done.code == 2 and "is a directory" in done.error
     assert not list(tmp_path.iterdir())
+    (tmp_path / "genotype.json").write_text("mine")
+    done = profile(tmp_path / "genotype.json")
+    assert done.code == 2 and "is there already and is another kind of file" in done.error
+    assert (tmp_path / "genotype.json").read_text() == "mine"
+
+
+def test_profile_replaces_an_older_table(tmp_path):
+    file = tmp_path / "costs.json"
+    file.write_text('{"format": 1, "pieces": {}}')
+    assert profile(file).code == 0
+    cost_table.load(file)

@@ -21,7 +21,7 @@ from auto_deeplab.modes.flag_definitions import (
     USED,
 )
 from auto_deeplab.search import execution
-from official import distribution
+from official import distribution, images
 from official.errors import UsageError
 from tests.command import CONFIGS, ROOT, TINY_GENOTYPE, TINY_NETWORK, TINY_SEARCH, train_here
 from tests.miniature import write_cityscapes
@@ -56,6 +56,7 @@ def test_choices_are_those_of_the_modules_that_make_them():
     assert flag_definitions.PRECISIONS == distribution.PRECISIONS
     assert flag_definitions.RECOMPUTE == execution.RECOMPUTE
     assert tuple(cost_table.UNITS) == flag_definitions.COST_METRICS
+    assert flag_definitions.LARGEST_IMAGE == images.MAX_PIXELS
 
 
 class Recorder:

@@ -100,9 +100,9 @@ def test_predict(root, trained, tmp_path):
         (call,) = calls
         assert list(call["scales"]) == [0.5, 1.25] and call["flip"] is True
         assert call["sizes"].resize_factor == 0.75 and call["submission"] is None
-        refused = train_here(
-            *(f"--{name}={value}" for name, value in {**common, **places, "max_pixels": 9}.items())
-        )
+        few = {**common, **places, "max_pixels": 9}
+        with devices_noted():
+            refused = train_here(*(f"--{name}={value}" for name, value in few.items()))
         assert refused.code == 1 and "more than the limit of 9 in all" in refused.error
         assert loads[0]["arguments"][:2] == (str(trained), str(common["checkpoint"]))
         files = [path.name for path in (tmp_path / "out").rglob("*_labels.png")]

@@ -90,6 +90,17 @@ def test_the_record_of_an_older_run_is_read_too(root, tmp_path):
     assert oldest.palette is None and oldest.sizes == OWN_SIZE
 
 
+def test_a_scale_that_makes_no_sense_is_damage(root, tmp_path):
+    run = shutil.copytree(root / "run", tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    record[run_record.SCALE] = {"resize_factor": 1e308}
+    (run / "run.json").write_text(json.dumps(record))
+    for mode in ("export", "eval"):
+        data = (f"--data_dir={root / 'data'}",) if mode == "eval" else ()
+        done = train_here(f"--mode={mode}", f"--model_dir={run}", *data)
+        assert done.code == 1 and "run.json is damaged: resize_factor is 1e+308" in done.error
+
+
 def test_a_run_becomes_a_keras_file(root, tmp_path):
     loaded = auto_deeplab.load(root / "run")
     loaded.save(tmp_path / "street.keras")

@@ -256,7 +256,6 @@ def _is_record(content: Any) -> bool:
         and _is_identity(content.get("identity"), _NEEDED[content["mode"]])
         and has("dataset", str)
         and has(SCALE, dict)
-        and _is_scale(content.get(SCALE) or {})
         and has(CONFIG, dict)
         and has("class_names", list)
         and (content["mode"] != "train" or bool(content.get("class_names")))
@@ -272,11 +271,6 @@ def _is_identity(content: Any, needed: Collection[str]) -> bool:
     if not isinstance(content, dict) or not content.keys() >= set(needed):
         return False
     return all(is_one(content[name]) for name, is_one in _KINDS.items() if name in content)
-
-
-def _is_scale(content: Record) -> bool:
-    factor, side = content.get("resize_factor", 1.0), content.get("max_side")
-    return _is_number(factor) and 0 < factor <= 1 and (side is None or _is_count(side))
 
 
 def _is_number(value: Any) -> bool:

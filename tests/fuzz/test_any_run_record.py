@@ -7,7 +7,7 @@ from hypothesis import given
 from auto_deeplab.budget import cost_table
 from auto_deeplab.modes.decode import make_architecture
 from auto_deeplab.runs import run_record
-from official.sizes import Sizes
+from auto_deeplab.runs.saved_network import read_scale
 from tests.fuzz.promise import answer
 from tests.fuzz.values import JSON, damaged, mutated
 
@@ -43,7 +43,8 @@ def read(folder, content):
     if record["mode"] == "train":  # what eval, predict, export and profile make of it
         one = {name: record["identity"][name] for name in run_record.NETWORK}
         assert all(isinstance(one[name], int) for name in ("filter_multiplier", "head_filters"))
-        assert record["class_names"] and Sizes.from_options(record.get(run_record.SCALE) or {})
+        assert record["class_names"]
+        answer(read_scale, record, str(folder))
     else:
         assert make_architecture(record["identity"]).operations
     assert all(isinstance(name, str) for name in record.get("class_names") or [])

@@ -278,6 +278,7 @@ def all_flags() -> frozenset[str]:
 
 def wrong_flags(text: str) -> set[str]:
     """What looks like a flag and is none of this repository's commands."""
+    text = re.sub(r"^#SBATCH .*", "", text, flags=re.MULTILINE)  # SLURM's own
     return {*re.findall(r"(?<![\w-])--(\w+)", text)} - all_flags() - FOREIGN_FLAGS
 
 

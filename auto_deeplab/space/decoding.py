@@ -41,9 +41,37 @@ def decode(
     Raises:
         ValueError: a shape does not fit, or a probability is not a finite number >= 0.
     """
+    path = decode_path(beta)
+    alphas, cell_of_layer = find_alphas(alpha, path, alpha_sharing)
+    return genotype.Genotype(
+        path=path,
+        cells=tuple(decode_cell(one, operations, num_blocks) for one in alphas),
+        cell_of_layer=cell_of_layer,
+        meta={
+            **(meta or {}),
+            "operations": list(operations),
+            "alpha_sharing": alpha_sharing,
+            "alpha": np.asarray(alpha).tolist(),
+            "beta": np.asarray(beta).tolist(),
+        },
+    )
+
+
+def find_alphas(
+    alpha: Array, path: Sequence[int], alpha_sharing: str
+) -> tuple[list[Array], tuple[int, ...] | None]:
+    """The alphas that the nodes of a path use, and for each layer which of them; None if all one.
+
+    Args:
+        alpha: float [E, number of operations] or [G, E, number of operations].
+        path: levels of the layers.
+        alpha_sharing: one of search_space.ALPHA_SHARING.
+
+    Raises:
+        ValueError: there are more or fewer alphas than that sharing has.
+    """
     alpha = np.asarray(alpha)
     alphas = alpha if alpha.ndim == 3 else alpha[np.newaxis]
-    path = decode_path(beta)
     count = search_space.num_alphas(alpha_sharing, len(path))
     if len(alphas) != count:
         raise ValueError(f"there are {len(alphas)} alphas, but {alpha_sharing} sharing has {count}")
@@ -52,20 +80,8 @@ def decode(
         for layer, level in enumerate(path, start=1)
     ]
     used = sorted(set(indices))
-    return genotype.Genotype(
-        path=path,
-        cells=tuple(decode_cell(alphas[index], operations, num_blocks) for index in used),
-        cell_of_layer=(
-            None if alpha_sharing == "global" else tuple(used.index(index) for index in indices)
-        ),
-        meta={
-            **(meta or {}),
-            "operations": list(operations),
-            "alpha_sharing": alpha_sharing,
-            "alpha": alpha.tolist(),
-            "beta": np.asarray(beta).tolist(),
-        },
-    )
+    of_layer = None if alpha_sharing == "global" else tuple(map(used.index, indices))
+    return [alphas[index] for index in used], of_layer
 
 
 def decode_cell(alpha: Array, operations: Sequence[str], num_blocks: int) -> genotype.Cell:
@@ -77,12 +93,8 @@ def decode_cell(alpha: Array, operations: Sequence[str], num_blocks: int) -> gen
     Raises:
         ValueError: as `decode`; or there is no operation besides `none`.
     """
-    alpha = _check_alpha(alpha, operations)
+    alpha = check_alpha(alpha, operations, num_blocks)
     edges = search_space.cell_edges(num_blocks)
-    if len(alpha) != len(edges):
-        raise ValueError(
-            f"alpha has {len(alpha)} rows, but {num_blocks} blocks have {len(edges)} edges"
-        )
     # A probability of exactly 0 is still better than none.
     allowed = np.where(np.asarray(operations) == search_space.NONE, -1.0, alpha)
     strength, best = allowed.max(axis=1), allowed.argmax(axis=1)
@@ -107,7 +119,7 @@ def decode_path(beta: Array) -> tuple[int, ...]:
     Raises:
         ValueError: the shape is not [L, 4, 3], or a probability is not a finite number >= 0.
     """
-    beta = _check_beta(beta)
+    beta = check_beta(beta)
     num_layers = len(beta)
     with np.errstate(divide="ignore"):
         score = np.log2(beta)  # to base 2, products of 1/2 and 1/4 that tie do so exactly
@@ -135,7 +147,7 @@ def decode_path(beta: Array) -> tuple[int, ...]:
 
 def find_strongest_edges(beta: Array) -> list[tuple[int, int, int]]:
     """The most probable edge out of every node, as (layer, source level at layer - 1, level)."""
-    beta = _check_beta(beta)
+    beta = check_beta(beta)
     edges = []
     for layer in range(1, len(beta) + 1):
         for source in search_space.levels_at(layer - 1):
@@ -155,7 +167,7 @@ def alpha_entropy(alpha: Array) -> float:
 
 def beta_entropy(beta: Array) -> float:
     """The mean entropy of the nodes, each over its outgoing edges, in nats: 0..log 3."""
-    beta = _check_beta(beta)
+    beta = check_beta(beta)
     rows = [
         _entropy(beta[layer - 1, source, list(search_space.legal_directions(layer, source))])
         for layer in range(1, len(beta) + 1)
@@ -188,7 +200,7 @@ def count_none_edges(alpha: Array, operations: Sequence[str]) -> int:
     Of several alphas, the number among the edges of all.
     """
     alpha = np.asarray(alpha)
-    alpha = _check_alpha(alpha.reshape([-1, alpha.shape[-1]]), operations)
+    alpha = check_alpha(alpha.reshape([-1, alpha.shape[-1]]), operations)
     return sum(operations[best] == search_space.NONE for best in alpha.argmax(axis=1))
 
 
@@ -197,17 +209,24 @@ def _entropy(probabilities: Array) -> Array:
     return -np.sum(probabilities * np.log(safe), axis=-1)
 
 
-def _check_alpha(alpha: Array, operations: Sequence[str]) -> Array:
+def check_alpha(alpha: Array, operations: Sequence[str], num_blocks: int | None = None) -> Array:
+    """Alpha as float64; ValueError as `decode`."""
     search_space.validate_operations(operations)
     alpha = np.asarray(alpha, np.float64)
     if alpha.ndim != 2 or alpha.shape[1] != len(operations):
         raise ValueError(
             f"alpha has shape {alpha.shape}, not [edges, {len(operations)}], a column per operation"
         )
+    if num_blocks is not None and len(alpha) != search_space.num_cell_edges(num_blocks):
+        raise ValueError(
+            f"alpha has {len(alpha)} rows, but {num_blocks} blocks have "
+            f"{search_space.num_cell_edges(num_blocks)} edges"
+        )
     return _check_probabilities(alpha, "alpha")
 
 
-def _check_beta(beta: Array) -> Array:
+def check_beta(beta: Array) -> Array:
+    """Beta as float64; ValueError as `decode`."""
     beta = np.asarray(beta, np.float64)
     if beta.ndim != 3 or beta.shape[1:] != (search_space.NUM_LEVELS, 3) or not len(beta):
         raise ValueError(f"beta has shape {beta.shape}, not [layers, {search_space.NUM_LEVELS}, 3]")

@@ -1,4 +1,4 @@
-"""The command: search, decode, train, eval, predict, export and profile.
+"""The command: search, decode, train, eval, predict, export, profile and sample.
 
     python auto_deeplab/train.py --mode=search --flagfile=auto_deeplab/configs/search_cityscapes.cfg
 
@@ -36,6 +36,7 @@ from auto_deeplab.modes import (
     mode_flags,
     predict,
     profile,
+    sample,
     search,
     train,
 )
@@ -156,6 +157,20 @@ def run_mode() -> None:
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,
             )
+        case "sample":
+            given = mode_flags.read_given(("operations", "num_layers", "num_blocks"), FLAGS)
+            samples = sample.sample(
+                FLAGS.output_dir,
+                num_samples=FLAGS.num_samples,
+                seed=FLAGS.seed,
+                space=sample.Space(**given) if given else None,
+                model_dir=FLAGS.model_dir,
+                checkpoint=FLAGS.checkpoint,
+                sample_best=FLAGS.sample_best,
+                cost_table=FLAGS.cost_table,
+                cost_budget=FLAGS.cost_budget,
+            )
+            print(json.dumps(samples))
         case "profile" if FLAGS.cost_table:
             costs = profile.measure_costs(
                 *(FLAGS.cost_table, of(profile.Pieces)),

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from auto_deeplab.budget.cost_table import CostTable, list_level_triples
 from auto_deeplab.space import search_space
+from auto_deeplab.space.genotype import Genotype
 from auto_deeplab.space.search_space import NUM_LEVELS
 
 AlphaOf = Callable[[int, int], tf.Tensor]
@@ -132,6 +133,20 @@ def _find_decoder_cost(table: CostTable, first_level: int) -> float:
     takes the stem's feature.
     """
     return table("decoder", "stem" if first_level > 0 else "cell")
+
+
+def cost_of(table: CostTable, genotype: Genotype) -> float:
+    """The cost of one network, the sum of its pieces', in the table's unit."""
+    path = genotype.path
+    total = table("stem") + _find_decoder_cost(table, path[0]) + table("aspp", path[-1])
+    for layer, triple in enumerate(zip((-1, 0, *path), (0, *path), path, strict=False), start=1):
+        _, last, level = triple
+        total += table.cost_of_inputs(layer, *triple) + table("blocks", level)
+        for block in genotype.cell(layer):
+            for source, name in block:
+                stride = _find_stride(last, level) if source < 2 else 1
+                total += table("operation", name, level, stride)
+    return total
 
 
 def compute_bounds(

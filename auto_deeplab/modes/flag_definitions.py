@@ -29,6 +29,7 @@ MODES = {
     "predict": "segments pictures, or the images of a split",
     "export": "writes a trained network as a SavedModel",
     "profile": "counts a network's parameters and multiply-adds",
+    "sample": "writes architectures at random, from the space or a search, or its best",
 }
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "predict": ("model_dir", "output_dir"),
     "export": ("model_dir",),
     "profile": (),
+    "sample": ("output_dir",),
 }
 """The flags that each mode cannot do without."""
 
@@ -76,7 +78,7 @@ USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
     "data_dir": _DATA,
     "model_dir": tuple(MODES),
-    "seed": _LEARNING,
+    "seed": (*_LEARNING, "sample"),
     "num_classes": (*_DATA, "export", "profile"),
     "ignore_label": _DATA,
     "train_split": _LEARNING,
@@ -85,7 +87,7 @@ USED: dict[str, tuple[str, ...]] = {
     "save_every": _LEARNING,
     "keep_checkpoints": _LEARNING,
     "max_eval_images": (*_LEARNING, "eval"),
-    "checkpoint": ("search", "decode", "train", "eval", "predict", "export"),
+    "checkpoint": ("search", "decode", "train", "eval", "predict", "export", "sample"),
     "distribution_strategy": _RUNNING,
     "precision": _RUNNING,
     "sync_batch_norm": _LEARNING,
@@ -112,15 +114,15 @@ USED: dict[str, tuple[str, ...]] = {
     "arch_learning_rate": ("search",),
     "arch_weight_decay": ("search",),
     "arch_betas": ("search",),
-    "operations": ("search", "profile"),
-    "num_layers": ("search", "profile"),
-    "num_blocks": ("search", "profile"),
+    "operations": ("search", "profile", "sample"),
+    "num_layers": ("search", "profile", "sample"),
+    "num_blocks": ("search", "profile", "sample"),
     "recompute": ("search",),
     "alpha_sharing": ("search",),
     "second_order": ("search",),
-    "cost_table": ("search", "profile"),
+    "cost_table": ("search", "profile", "sample"),
     "cost_metric": ("profile",),
-    "cost_budget": ("search",),
+    "cost_budget": ("search", "sample"),
     "cost_weight": ("search",),
     "genotype": ("train", "profile"),
     "train_steps": ("train",),
@@ -137,12 +139,14 @@ USED: dict[str, tuple[str, ...]] = {
     "eval_flip": ("eval", "predict"),
     "output": ("eval",),
     "input": ("predict",),
-    "output_dir": ("predict",),
+    "output_dir": ("predict", "sample"),
     "submission": ("predict",),
     "predict_scale": ("predict", "export"),
     "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
     "export_probabilities": ("export",),
+    "num_samples": ("sample",),
+    "sample_best": ("sample",),
 }
 """Flag -> the modes that use it. To any other mode it is an error (mode_flags.check)."""
 
@@ -608,7 +612,12 @@ define_path(
     None,
     "The pictures: a file, a folder, or a quoted glob. Without it --data_dir is read.",
 )
-define_path("output_dir", None, "The directory for the label maps and overlays.")
+define_path(
+    "output_dir",
+    None,
+    "The directory for predict's label maps and overlays, or, a new one, for sample's "
+    "architectures.",
+)
 flags.DEFINE_enum(
     "submission",
     None,
@@ -635,6 +644,15 @@ _plain_path(
 )
 flags.DEFINE_bool(
     "export_probabilities", False, "Makes the SavedModel answer probabilities beside labels."
+)
+
+# sample
+_count("num_samples", 10, "The number of architectures, no two of them the same.")
+flags.DEFINE_bool(
+    "sample_best",
+    False,
+    "Takes the most probable architectures of the search in --model_dir; the first of them is the "
+    "one that it decodes. Without it they are drawn by their probability.",
 )
 
 for _name in (

@@ -63,21 +63,6 @@ def counted(genotype, filter_multiplier, stem_filters, head_filters, num_classes
     return sum(part.multiply_adds for part in model_cost.count(network, tuple(crop_size))) / 1e9
 
 
-def of_genotype(table, genotype):
-    """The cost of one network: of its pieces, one after the other."""
-    path = genotype.path
-    total = table("stem") + table("decoder", "stem" if path[0] else "cell")
-    total += table("aspp", path[-1])
-    for layer, (before_last, last, level) in enumerate(
-        zip((-1, 0, *path), (0, *path), path, strict=False), start=1
-    ):
-        total += table.cost_of_inputs(layer, before_last, last, level) + table("blocks", level)
-        for source, name in itertools.chain(*genotype.cell(layer)):
-            down = level > last and source < 2
-            total += table("operation", name, level, 2 if down else 1)
-    return total
-
-
 def random_probabilities(num_layers, num_blocks, operations, seed=0):
     """Another alpha for every node, and beta; float64."""
     rng = np.random.default_rng(seed)
@@ -113,7 +98,7 @@ def test_the_pieces_of_a_network_add_up_to_it(table, path):
     )
     network = Genotype(path, (cell,))
     wanted = counted(network, **table.settings)
-    assert of_genotype(table, network) == pytest.approx(wanted, rel=1e-12)
+    assert expected_cost.cost_of(table, network) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_the_published_network_from_its_pieces():
@@ -127,7 +112,7 @@ def test_the_published_network_from_its_pieces():
         "num_classes": 19,
     }
     pieces = cost_table.measure(published, "multiply_adds")
-    total = of_genotype(pieces, genotype.load("published"))
+    total = expected_cost.cost_of(pieces, genotype.load("published"))
     assert round(total, 2) == 320.45  # as test_model_cost.py has it
 
 
@@ -184,7 +169,7 @@ def test_expected_is_the_mean_over_all_networks(num_layers, num_blocks):
             chance = of_path * math.prod(chance for _, chance in chosen)
             cell_list = tuple(cell for cell, _ in chosen)
             network = Genotype(path, cell_list, tuple(range(num_layers)))
-            mean += chance * of_genotype(table, network)
+            mean += chance * expected_cost.cost_of(table, network)
             total += chance
     assert total == pytest.approx(1.0, rel=1e-12)
 

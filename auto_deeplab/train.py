@@ -1,4 +1,4 @@
-"""The command: search, decode, train, eval, predict, export, profile and sample.
+"""The command: search, decode, train, eval, predict, export, profile, sample and draw.
 
     python auto_deeplab/train.py --mode=search --flagfile=auto_deeplab/configs/search_cityscapes.cfg
 
@@ -30,6 +30,7 @@ from absl import flags
 
 from auto_deeplab.modes import (
     decode,
+    draw,
     evaluate,
     export,
     flag_definitions,
@@ -171,6 +172,8 @@ def run_mode() -> None:
                 cost_budget=FLAGS.cost_budget,
             )
             print(json.dumps(samples))
+        case "draw":
+            draw.draw(FLAGS.genotype, FLAGS.output)
         case "profile" if FLAGS.cost_table:
             costs = profile.measure_costs(
                 *(FLAGS.cost_table, of(profile.Pieces)),

@@ -30,6 +30,7 @@ MODES = {
     "export": "writes a trained network as a SavedModel",
     "profile": "counts a network's parameters and multiply-adds",
     "sample": "writes architectures at random, from the space or a search, or its best",
+    "draw": "draws an architecture: its path and its cells",
 }
 
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -41,6 +42,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "export": ("model_dir",),
     "profile": (),
     "sample": ("output_dir",),
+    "draw": ("genotype", "output"),
 }
 """The flags that each mode cannot do without."""
 
@@ -77,7 +79,7 @@ _SHAPE = (*_LEARNING, "profile")
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
     "data_dir": _DATA,
-    "model_dir": tuple(MODES),
+    "model_dir": tuple(mode for mode in MODES if mode != "draw"),
     "seed": (*_LEARNING, "sample"),
     "num_classes": (*_DATA, "export", "profile"),
     "ignore_label": _DATA,
@@ -124,7 +126,7 @@ USED: dict[str, tuple[str, ...]] = {
     "cost_metric": ("profile",),
     "cost_budget": ("search", "sample"),
     "cost_weight": ("search",),
-    "genotype": ("train", "profile"),
+    "genotype": ("train", "profile", "draw"),
     "train_steps": ("train",),
     "init_checkpoint": ("train",),
     "drop_path_keep_prob": ("train",),
@@ -137,7 +139,7 @@ USED: dict[str, tuple[str, ...]] = {
     "last_layer_learning_rate_multiplier": ("train",),
     "eval_scales": ("eval", "predict"),
     "eval_flip": ("eval", "predict"),
-    "output": ("eval",),
+    "output": ("eval", "draw"),
     "input": ("predict",),
     "output_dir": ("predict", "sample"),
     "submission": ("predict",),
@@ -603,9 +605,9 @@ flags.DEFINE_bool("eval_flip", False, "Averages over the mirror image too.")
 define_path(
     "output",
     None,
-    "The JSON file for the metrics; the confusion matrix goes beside it. Without it they go into "
-    "--model_dir, under names that say which images, scales and checkpoint they are of; see "
-    "docs/evaluation.md.",
+    "The file to write. eval: the JSON file for the metrics; the confusion matrix goes beside it. "
+    "Without it they go into --model_dir, under names that say which images, scales and checkpoint "
+    "they are of; see docs/evaluation.md. draw: the picture, .svg or .png.",
 )
 define_path(
     "input",

@@ -1,4 +1,4 @@
-"""Pictures of an architecture and of a search, as PNG files.
+"""Pictures of an architecture and of a search, as PNG files, or as SVG where a name ends so.
 
 They are drawn with matplotlib's Agg canvas alone: no display is needed and no global state kept.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from auto_deeplab.space import decoding, search_space
 from auto_deeplab.space.genotype import Block, Branch, Cell, Genotype
+from official.errors import shorten
 from official.files import write_atomically
 
 PathLike = str | os.PathLike[str]
@@ -39,6 +41,10 @@ OPERATION_FILLS = {
     "max": "#dcefdc",
     "ski": "#eeeeee",
 }
+WIDEST = 6.0
+"""Of an edge of the trellis that is certain, in points."""
+TITLE_HEIGHT, CELL_TITLE = 0.5, 0.6
+"""Of a picture's title, in inches, and of a cell's, in the units of its picture."""
 NODE_RADIUS, DASHES = 0.2, (0, (3, 2))  # of the trellis: nodes are 1 apart
 # Of the picture of a cell, whose unit is half an inch.
 MARGIN, ROW, BRANCH, INPUT_END, BOX_WIDTH, PANEL_WIDTH, TRACK = 0.5, 2.1, 0.48, 1.7, 1.7, 3.2, 0.34
@@ -58,19 +64,34 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
 
     Args:
         genotype: whose path it is; with several cells, the nodes of the path carry their numbers.
-        path: the PNG file to write.
-        beta: float [L, 4, 3], probabilities. If given, grey dashed arrows mark the most probable
-            edge out of every node, unless it is on the path.
+        path: the file to write.
+        beta: float [L, 4, 3], probabilities. If given, edges of the trellis are as wide as they are
+            probable, and grey dashed arrows mark the most probable edge out of every node, unless
+            it is on the path.
 
     Raises:
         ValueError: beta is of another number of layers, or holds no probabilities.
     """
+    figure, axes = _make_canvas(*_network_extent(genotype))
+    _draw_trellis(axes, genotype, beta)
+    _save(figure, path)
+
+
+def _network_extent(genotype: Genotype) -> Point:
+    """Width and height of a network's picture, in inches."""
+    return 0.72 * (genotype.num_layers + 5.4), 0.72 * 6.0
+
+
+def _draw_trellis(axes: Axes, genotype: Genotype, beta: np.ndarray | None) -> None:
     num_layers = genotype.num_layers
     if beta is not None and len(beta) != num_layers:
         raise ValueError(f"beta has {len(beta)} layers, the genotype {num_layers}")
-    figure, axes = _make_canvas(0.72 * (num_layers + 5.4), 0.72 * 6.0)
     for layer, source, level in search_space.edges(num_layers):
-        _draw_line(axes, (layer - 1, source), (layer, level), PALE_GREY, 1.2)
+        width = 1.2
+        if beta is not None:
+            share = beta[layer - 1, source, search_space.direction(source, level)]
+            width = 0.3 + WIDEST * float(share)
+        _draw_line(axes, (layer - 1, source), (layer, level), PALE_GREY, width)
     route = list(enumerate((0, *genotype.path)))
     path_edges = set(pairwise(route))
     if beta is not None:
@@ -93,7 +114,6 @@ def draw_network(genotype: Genotype, path: PathLike, beta: np.ndarray | None = N
     _draw_ends(axes, route[-1])
     _draw_scales(axes, num_layers)
     _draw_network_legend(axes, genotype, beta is not None)
-    _save(figure, path)
 
 
 def _draw_ends(axes: Axes, last: tuple[int, int]) -> None:
@@ -128,7 +148,7 @@ def _draw_network_legend(axes: Axes, genotype: Genotype, with_beta: bool) -> Non
         Line2D([], [], color=PALE_GREY, marker="o", mfc=PALE_BLUE, mec=BLUE, label="search space"),
     ]
     if with_beta:
-        label = r"strongest outgoing edge (largest $\beta$)"
+        label = r"width: $\beta$; strongest outgoing edge"
         entries.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle=DASHES, label=label))
     # The corner below the stem, where the trellis has no nodes.
     place = {"loc": "lower left", "bbox_to_anchor": (-2.2, 3.4), "bbox_transform": axes.transData}
@@ -139,32 +159,115 @@ def draw_cell(genotype: Genotype, path: PathLike) -> None:
     """Draws each distinct cell as a graph from left to right.
 
     Every block has rows of its own and stands right of all that it reads; wires run along rows and
-    turn only between columns, so that none passes behind a box or lies on another.
+    turn only between columns, so that none passes behind a box or lies on another. Where the
+    genotype says by which alpha it was decoded, an operation's box shows its probability in %.
 
     Args:
         genotype: whose cells they are.
-        path: the PNG file to write.
+        path: the file to write.
     """
+    figure, axes = _make_canvas(*_cells_extent(genotype))
+    _draw_cells(axes, genotype)
+    _save(figure, path)
+
+
+def draw_architecture(genotype: Genotype, path: PathLike) -> None:
+    """Draws both in one picture: what the genotype is, its path above and its cells below.
+
+    Beta and alpha are drawn too where its meta, which decoding writes, holds them.
+
+    Args:
+        genotype: what to draw.
+        path: the file to write.
+    """
+    (width, height), (cells_width, cells_height) = (
+        _network_extent(genotype),
+        _cells_extent(genotype),
+    )
+    whole = max(width, cells_width), TITLE_HEIGHT + height + cells_height
+    figure = Figure(figsize=whole)
+
+    def place(top: float, width: float, height: float) -> Axes:
+        box = (0, 1 - (top + height) / whole[1], width / whole[0], height / whole[1])
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        return axes
+
+    title = _describe_origin(genotype.meta)
+    figure.text(0.2 / whole[0], 1 - 0.25 / whole[1], title, va="center", fontsize=12)
+    _draw_trellis(place(TITLE_HEIGHT, width, height), genotype, _read_beta(genotype))
+    _draw_cells(place(TITLE_HEIGHT + height, cells_width, cells_height), genotype)
+    _save(figure, path)
+
+
+def _describe_origin(meta: Mapping[str, Any]) -> str:
+    """Where an architecture comes from, as far as its meta tells, in a line."""
+    parts = [str(meta[key]) for key in ("preset", "dataset", "drawn") if meta.get(key) is not None]
+    names = {"search_seed": "search seed", "seed": "seed", "step": "step", "number": "number"}
+    parts += [f"{name} {meta[key]}" for key, name in names.items() if meta.get(key) is not None]
+    return shorten(", ".join(parts) or "an architecture", 100).replace("$", r"\$")
+
+
+def _read_beta(genotype: Genotype) -> np.ndarray | None:
+    """The beta by which the genotype was decoded, if its meta has one that fits."""
+    try:
+        beta = decoding.check_beta(genotype.meta["beta"])
+    except (KeyError, TypeError, ValueError):  # meta may be anything
+        return None
+    return beta if len(beta) == genotype.num_layers else None
+
+
+def _read_shares(genotype: Genotype) -> list[dict[tuple[int, Branch], float]]:
+    """For each cell, (block, branch) -> the probability by which that operation was decoded."""
+    meta = genotype.meta
+    try:
+        names, sharing = meta["operations"], meta["alpha_sharing"]
+        alphas, _ = decoding.find_alphas(meta["alpha"], genotype.path, sharing)
+        checked = [decoding.check_alpha(one, names, genotype.num_blocks) for one in alphas]
+        rows = {edge: row for row, edge in enumerate(search_space.cell_edges(genotype.num_blocks))}
+        return [
+            {
+                (number, (source, name)): float(alpha[rows[number, source], names.index(name)])
+                for number, block in enumerate(cell)
+                for source, name in block
+            }
+            for cell, alpha in zip(genotype.cells, checked, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return [{} for _ in genotype.cells]
+
+
+def _cells_extent(genotype: Genotype) -> Point:
+    """Width and height of the picture of all cells, in inches."""
     extents = [_cell_extent(blocks) for blocks in genotype.cells]
-    titles = _cell_titles(genotype)
-    title_height = 0.6 if titles else 0.0
-    heights = [height + title_height for _, height in extents]
-    figure, axes = _make_canvas(0.5 * max(width for width, _ in extents), 0.5 * sum(heights))
-    top = 0.0
+    titles = CELL_TITLE * len(_cell_titles(genotype))
+    widest = max(width for width, _ in extents)
+    return 0.5 * widest, 0.5 * (sum(height for _, height in extents) + titles)
+
+
+def _draw_cells(axes: Axes, genotype: Genotype) -> None:
+    titles, top = _cell_titles(genotype), 0.0
+    shares = _read_shares(genotype)
     for number, blocks in enumerate(genotype.cells):
         if titles:
             axes.text(0.2, top + 0.4, titles[number], ha="left", va="center", fontsize=11)
-        _draw_one_cell(axes, blocks, top + title_height)
-        top += heights[number]
-    axes.set_xlim(0, max(width for width, _ in extents))
+            top += CELL_TITLE
+        _draw_one_cell(axes, blocks, top, shares[number])
+        top += _cell_extent(blocks)[1]
+    axes.set_xlim(0, max(_cell_extent(blocks)[0] for blocks in genotype.cells))
     axes.set_ylim(top, 0)
-    _save(figure, path)
 
 
 def operation_label(name: str) -> str:
     """The short name of an operation in the pictures: `sep 3x3`, `atr 5x5`, `avg 3x3`, `skip`."""
     kind, *_, size = name.split("_")
     return kind if name == search_space.SKIP_CONNECT else f"{kind[:3]} {size}"
+
+
+def _operation_label(branch: Branch, share: float | None) -> str:
+    label = operation_label(branch[1])
+    return label if share is None else f"{label}  {share:.0%}"
 
 
 def _cell_titles(genotype: Genotype) -> list[str]:
@@ -211,7 +314,9 @@ def _cell_extent(blocks: Cell) -> tuple[float, float]:
     return _tracks(blocks)[0][-1] + 3.3, ROW * len(blocks) + 2 * MARGIN
 
 
-def _draw_one_cell(axes: Axes, blocks: Cell, top: float) -> None:
+def _draw_one_cell(
+    axes: Axes, blocks: Cell, top: float, shares: Mapping[tuple[int, Branch], float]
+) -> None:
     num_blocks, depths = len(blocks), _depths(blocks)
     starts, tracks = _tracks(blocks)
     # The inputs stand at the height of a border between two blocks, where no wire runs.
@@ -225,7 +330,9 @@ def _draw_one_cell(axes: Axes, blocks: Cell, top: float) -> None:
     for number, block in enumerate(blocks):
         tensor = number + 2
         left = starts[depths[tensor]]
-        _draw_block(axes, number, _order_branches(block, rows), left, rows[tensor])
+        branches = _order_branches(block, rows)
+        labels = [_operation_label(branch, shares.get((number, branch))) for branch in branches]
+        _draw_block(axes, number, branches, labels, left, rows[tensor])
         _draw_arrow(axes, (ends[tensor], rows[tensor]), (concat, rows[tensor]), _wire(tensor), 1.5)
     for tensor in range(num_blocks + 2):
         targets = [
@@ -255,7 +362,12 @@ def _wire(tensor: int) -> str:
 
 
 def _draw_block(
-    axes: Axes, number: int, branches: Sequence[Branch], left: float, row: float
+    axes: Axes,
+    number: int,
+    branches: Sequence[Branch],
+    labels: Sequence[str],
+    left: float,
+    row: float,
 ) -> None:
     """A panel with a block's two operations and their sum, whose wire starts on its right."""
     colour = _wire(number + 2)
@@ -266,10 +378,11 @@ def _draw_block(
     label_at = (left + PANEL_WIDTH - 0.12, row - ROW / 2 + 0.36)
     axes.text(*label_at, f"block {number}", ha="right", va="center", fontsize=8, color=colour)
     center = (left + PANEL_WIDTH - 0.6, row)
-    for (_, name), offset in zip(branches, (-BRANCH, BRANCH), strict=True):
+    for (_, name), label, offset in zip(branches, labels, (-BRANCH, BRANCH), strict=True):
         box = (left + 0.25, row + offset - 0.3)
         fill = OPERATION_FILLS[name[:3]]
-        _draw_box(axes, *box, BOX_WIDTH, 0.6, fill, INK, operation_label(name), fontsize=10)
+        size = 10 if label == operation_label(name) else 8.5
+        _draw_box(axes, *box, BOX_WIDTH, 0.6, fill, INK, label, fontsize=size)
         start = (box[0] + BOX_WIDTH, row + offset)
         end = (center[0] - 0.18, row + 0.3 * offset)
         _draw_arrow(axes, start, end, INK, 1.2)
@@ -310,7 +423,7 @@ def draw_history(
     Args:
         rows: the objects of history.jsonl: `epoch`, `phase`, and any of the values drawn; what is
             missing, None or not finite is left out.
-        path: the PNG file to write.
+        path: the file to write.
         uniform: key of a row -> the entropy of uniform probabilities, drawn as a dotted line; see
             decoding.uniform_entropies.
     """
@@ -437,5 +550,9 @@ def _draw_box(
 def _save(figure: Figure, path: PathLike) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png", facecolor="white")
+    form = "svg" if os.fspath(path).lower().endswith(".svg") else "png"
+    # Without the date and with names of its own, the same picture is the same file.
+    with rc_context({"svg.hashsalt": "auto_deeplab"}):
+        metadata = {"Date": None} if form == "svg" else None
+        figure.savefig(picture, dpi=150, format=form, facecolor="white", metadata=metadata)
     write_atomically(path, picture.getvalue())

@@ -123,6 +123,7 @@ def asked(root):
         ("predict", data, trained, out),
         ("predict", pictures, trained, out),
         ("export", trained),
+        ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
         ("sample", f"--output_dir={root / 'samples'}", "--num_layers=2", "--num_blocks=1"),
     )
     asked = {mode: set() for mode in MODES}

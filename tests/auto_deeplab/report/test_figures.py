@@ -243,3 +243,60 @@ def test_files_are_png(tmp_path):
     files = sorted((tmp_path / "figures").iterdir())
     assert [file.name for file in files] == ["cell.png", "history.png", "network.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in files)
+
+
+def test_an_architecture_with_where_it_comes_from(drawn):
+    rng = np.random.default_rng(0)
+    made, _ = random_genotype(rng)
+    meta = {**made.meta, "dataset": "cityscapes", "seed": 3, "step": 70}
+    figures.draw_architecture(Genotype(made.path, made.cells, None, meta), "unused.svg")
+    check_that_texts_can_be_read(drawn[0])
+    texts = [text for text, _ in text_boxes(drawn[0])]
+    assert "cityscapes, seed 3, step 70" in texts
+    # Each operation with its probability, by hand: the row of its edge and its column.
+    rows = search_space.cell_edges(made.num_blocks)
+    alpha = np.array(made.meta["alpha"])
+    for number, block in enumerate(made.cells[0]):
+        for source, name in block:
+            share = alpha[rows.index((number, source)), search_space.OPERATIONS.index(name)]
+            assert f"{figures.operation_label(name)}  {share:.0%}" in texts
+    widths = sorted(line.get_linewidth() for line in drawn[0].axes[0].get_lines())
+    assert widths[-2] > 2 * widths[1]  # edges of the trellis, by beta
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {},
+        {"alpha": 7, "beta": "x", "operations": [1], "alpha_sharing": "global"},
+        {"alpha": [[0.5]], "beta": [[[0.5] * 3] * 4], "operations": ["none"], "alpha_sharing": 3},
+        {"alpha": [[np.nan] * 8] * 20, "operations": list(search_space.OPERATIONS)},
+    ],
+)
+def test_an_architecture_that_does_not_say(drawn, meta):
+    made, _ = random_genotype(np.random.default_rng(1))
+    figures.draw_architecture(Genotype(made.path, made.cells), "unused.png")
+    odd = Genotype(made.path, made.cells)
+    odd.meta.update(meta)  # as a file may have it
+    figures.draw_architecture(odd, "unused.png")
+    plain, other = ([text for text, _ in text_boxes(figure)] for figure in drawn)
+    assert plain == other and "an architecture" in plain
+    assert not any("%" in text for text in plain)
+
+
+def test_a_title_is_text_and_no_formula(drawn):
+    made = Genotype(
+        (0,), random_genotype(np.random.default_rng(0))[0].cells, meta={"dataset": "$a_"}
+    )
+    figures.draw_architecture(made, "unused.png")
+    text_boxes(drawn[0])  # lays them out: an unfinished formula would raise
+    assert drawn[0].texts[0].get_text() == r"\$a_"
+
+
+def test_svg_by_its_name_and_the_same_each_time(tmp_path):
+    made, _ = random_genotype(np.random.default_rng(0))
+    for name in ("a.svg", "b.SVG", "c.png"):
+        figures.draw_architecture(made, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.SVG").read_bytes()
+    assert b"<svg" in (tmp_path / "a.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,13 @@ import tensorflow as tf
 from PIL import Image
 
 from official.errors import RunError, explain
-from official.images import decode_image, encode_png, open_image, read_orientation
+from official.images import (
+    decode_image,
+    encode_png,
+    open_image,
+    read_image_file,
+    read_orientation,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +218,7 @@ def read_image(
 def _open(path: Path) -> tuple[bytes, Image.Image]:
     """A file's bytes and, opened, what they hold; RunError if it cannot be read."""
     try:
-        file = path.read_bytes()
+        file = read_image_file(path)
         return file, open_image(file)
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else error

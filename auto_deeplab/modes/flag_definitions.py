@@ -605,9 +605,10 @@ flags.DEFINE_bool("eval_flip", False, "Averages over the mirror image too.")
 define_path(
     "output",
     None,
-    "The file to write. eval: the JSON file for the metrics; the confusion matrix goes beside it. "
-    "Without it they go into --model_dir, under names that say which images, scales and checkpoint "
-    "they are of; see docs/evaluation.md. draw: the picture, .svg or .png.",
+    "The file to write. Of draw it is the picture, whose name ends in .svg or .png. Of eval it is "
+    "the JSON file for the metrics, and the confusion matrix goes beside it; without it they go "
+    "into --model_dir, under names that say which images, scales and checkpoint they are of; see "
+    "docs/evaluation.md.",
 )
 define_path(
     "input",

@@ -431,7 +431,7 @@ def test_what_is_read_is_not_written_over(tmp_path):
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # nobody writes into it
     for path in (tmp_path / "pipe", "/dev/zero", "/dev/tty"):
-        with pytest.raises(OSError, match="device or a pipe, not a file|No such device"):
+        with pytest.raises(OSError, match=r"device or a pipe, not a file|No such device"):
             read_small(path)
     with pytest.raises(IsADirectoryError):
         read_small(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from auto_deeplab.runs.run_record import NETWORK
+from auto_deeplab.runs.run_record import LARGEST, NETWORK
 from auto_deeplab.space import genotype, search_space
 from official import submission
 from official.paths import define_path
@@ -171,9 +171,6 @@ COST_METRICS = ("multiply_adds", "latency")
 
 SMALLEST, GREATEST = 1e-30, 1e30
 """Of factors: float32 has nothing below 1e-38 and above 3e38, and products need room."""
-
-LARGEST = 65_535
-"""Of sides, channels and scales."""
 
 
 class _Parser(flags.ArgumentParser):

@@ -36,9 +36,6 @@ POWERS = ("beta1_power", "beta2_power")
 AVERAGE = "ExponentialMovingAverage"
 """What tf.train.ExponentialMovingAverage appends. The release makes none, but users do."""
 
-WIDEST = 65_535
-"""Channels, as of the flags for them."""
-
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -167,7 +164,7 @@ def infer_identity(prefix: str, shapes: Shapes) -> tuple[run_record.Record, int]
         RunError: a width is none that a network can have.
     """
 
-    def channels(name: str, usual: int, most: int = WIDEST) -> int:
+    def channels(name: str, usual: int, most: int = run_record.LARGEST) -> int:
         shape = shapes.get(name)
         if shape and not 0 < shape[-1] <= most:
             raise RunError(

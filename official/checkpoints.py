@@ -12,7 +12,6 @@ directory, the newest checkpoint that is whole.
 """
 
 import glob
-import math
 import os
 import re
 import shutil
@@ -24,8 +23,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from official import checkpoint_index
 from official.errors import RunError, explain
-from official.files import make_directory, sync, write_atomically
+from official.files import make_directory, read_small, sync, write_atomically
 from official.paths import check_plain
 from official.progress import say
 
@@ -318,9 +318,8 @@ def open_reader(path: str) -> Iterator[tuple[str, Any]]:
     """Path prefix and reader of a checkpoint; what goes wrong with its files becomes RunError."""
     prefix = find(path)
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        _check_claims(prefix, reader)
-        yield prefix, reader
+        _check_claims(prefix)
+        yield prefix, tf.train.load_checkpoint(prefix)
     # The reader turns unreadable files into errors of several kinds.
     except (OSError, RuntimeError, ValueError, IndexError, tf.errors.OpError) as error:
         for file in _files(prefix):
@@ -332,14 +331,9 @@ def open_reader(path: str) -> Iterator[tuple[str, Any]]:
         ) from None
 
 
-def _check_claims(prefix: str, reader: Any) -> None:
+def _check_claims(prefix: str) -> None:
     """Raises ValueError if the index tells of more than the data can hold: a huge tensor."""
-    types = reader.get_variable_to_dtype_map()
-    claimed = sum(
-        math.prod(shape) * types[name].size
-        for name, shape in reader.get_variable_to_shape_map().items()
-        if types[name] != tf.string
-    )
+    claimed = checkpoint_index.count_bytes(read_small(f"{prefix}.index"))
     held = sum(map(os.path.getsize, glob.glob(f"{glob.escape(prefix)}.data-*")))
     if claimed > held:
         raise ValueError(f"it tells of {claimed} bytes and has {held}")

@@ -119,15 +119,18 @@ def _say(error: BaseException, message: str, code: int) -> int:
     if _shows_traceback():
         traceback.print_exception(error)
     line = re.sub(r"\s*\n\s*", " ", message.strip())
-    # A value of the command line or a name in a file can be as long, and as odd, as it likes.
-    line = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", _cut_middle, line)
-    line = shorten(line, LONGEST)
+    line = shorten(line, len(line))  # escapes what does not print
+    # A value of the command line or a name in a file can be as long as it likes. In the middle, as
+    # the end says what to do.
+    line = re.sub(r"\S+", lambda word: _cut_middle(word[0], LONGEST_WORD), line)
+    line = _cut_middle(line, LONGEST)
     print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 
-def _cut_middle(word: re.Match[str]) -> str:
-    return f"{word[0][: LONGEST_WORD // 2]}...{word[0][-LONGEST_WORD // 2 :]}"
+def _cut_middle(text: str, longest: int) -> str:
+    half = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
 
 
 def _shows_traceback() -> bool:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ LOCK = "run.lock"
 
 SMALL = 2**24
 """So many bytes has a file of those that `read_small` reads at most."""
+
+_OWN_PIPES = ("/dev/fd", f"/proc/{os.getpid()}/fd")
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -37,6 +40,20 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Opens a file to read its bytes; a device would never end, and a named pipe never begin.
+
+    A pipe of the process itself, as of the shell's <(command), is read: /dev/fd/63, /dev/stdin.
+
+    Raises:
+        OSError: it cannot be opened, or is no file.
+    """
+    is_file = stat.S_ISREG(os.stat(path).st_mode) or os.path.isdir(path)  # open() refuses folders
+    if not is_file and os.path.dirname(os.path.realpath(path)) not in _OWN_PIPES:
+        raise OSError(errno.EINVAL, "It is a device or a pipe, not a file", os.fspath(path))
+    return open(path, "rb")
+
+
 def read_small(path: str | os.PathLike[str]) -> bytes:
     """Reads a file that people write, or that this project writes: JSON, a list, a flagfile.
 
@@ -44,7 +61,7 @@ def read_small(path: str | os.PathLike[str]) -> bytes:
         OSError: it cannot be read.
         ValueError: it is larger than such files are.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(SMALL + 1)
     if len(content) > SMALL:
         raise ValueError(f"it is larger than {SMALL // 2**20} MB, so it is another file")

@@ -68,9 +68,10 @@ def _locate(
         given = value if equals else next(rest, "")
         named = Path(os.path.expanduser(given))  # which leaves ~nosuchuser as it is
         places = [directory / named, *(place / named for place in also)]
-        file = next((place for place in places if place.is_file()), places[0])
+        file = next((place for place in places if os.path.isfile(place)), places[0])
         where = f" (in {here})" if here else ""
-        if file.resolve() in [other.resolve() for other in inside]:
+        lines = _read_lines(file, where, also)
+        if any(os.path.samefile(file, other) for other in inside):
             raise flags.CantOpenFlagFileError(
                 f"--flagfile={file}{where} contains itself: take one of these lines out"
             )
@@ -80,7 +81,6 @@ def _locate(
                 f"--flagfile={read[0]} leads to more than {MOST_FILES} flagfiles, the last of them "
                 f"{file}{where}: name each once"
             )
-        lines = _read_lines(file, where, also)
         found += _locate(lines, file.parent, also, (*inside, file), read)
     return found
 

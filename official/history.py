@@ -4,11 +4,12 @@ import contextlib
 import json
 import os
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import tensorflow as tf
 
-from official.files import write_atomically
+from official.files import open_file, write_atomically
 from official.progress import say
 
 Row = dict[str, Any]
@@ -21,6 +22,9 @@ NUMBERS = (
     *("val_miou", "val_miou_present", "alpha_entropy", "beta_entropy", "skip_connects"),
 )
 """What is a number in every report that has it."""
+
+LONGEST_LINE = 2**20
+MOST_WARNINGS = 5
 
 
 class History:
@@ -81,25 +85,39 @@ def read(model_dir: str) -> list[Row]:
     if not os.path.exists(path):
         return []
     rows: dict[int, Row] = {}
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+    odd = 0
+    with open_file(path) as file:
+        for number, line in enumerate(_read_lines(file), 1):
             row = _parse(line)
-            if row is None:
-                say(f"warning: {path}: line {number} is no report: left out")
-            else:
+            if row is not None:
                 rows[row["step"]] = row
+                continue
+            odd += 1
+            if odd <= MOST_WARNINGS:
+                say(f"warning: {path}: line {number} is no report: left out")
+    if odd > MOST_WARNINGS:
+        say(f"warning: {path}: so are {odd - MOST_WARNINGS} more lines")
     return [rows[step] for step in sorted(rows)]
+
+
+def _read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file, each cut off where it is longer than any report."""
+    while line := file.readline(LONGEST_LINE):
+        yield line
+        while len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
 
 
 def _parse(line: bytes) -> Row | None:
     # A line of a million brackets is beyond the parser's depth.
     with contextlib.suppress(ValueError, RecursionError):
         row = json.loads(line)
-        if isinstance(row, dict) and type(row.get("step")) is int and row["step"] >= 0:
+        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63:
             known = (row[name] for name in NUMBERS if row.get(name) is not None)
             return row if all(map(_is_number, known)) else None
     return None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer may have any number of digits, and TensorFlow takes 64 bits.
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

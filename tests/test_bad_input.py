@@ -107,6 +107,11 @@ def refused(code, *arguments, saying):
         (["--mode=train", "--learning_rate=nan"], ["--learning_rate=nan", "finite"]),
         (["--mode=train", f"--train_steps={10**19}"], [f"--train_steps={10**19}"]),
         (["--mode=train", "--num_classes=0"], ["--num_classes=0"]),
+        (["--mode=train", f"--hard_mining_steps={10**19}"], [f"--hard_mining_steps={10**19}"]),
+        (["--mode=train", "--filter_multiplier=70000"], ["--filter_multiplier=70000", "65535"]),
+        (["--mode=search", "--num_layers=1001"], ["--num_layers=1001", "[1, 1000]"]),
+        (["--mode=predict", "--predict_scale=1e6"], ["--predict_scale=1e6", "65535"]),
+        (["--mode=train", "--class_weights=1,1e31"], ["--class_weights=1,1e31", "the largest"]),
         (["--mode=predict", "--input="], ["--input=", "it is empty"]),
         (["--flagfile=~nosuchuser/x"], ["--flagfile=~nosuchuser/x", "cannot be read"]),
         (["--mode=train", "--drop_path_keep_prob=0"], ["--drop_path_keep_prob=0", "above 0"]),
@@ -145,7 +150,7 @@ def test_no_flag_takes_a_number_that_is_none():
     numbers = [flag for flag in of_modes if flag.flag_type() == "float"]
     assert len(numbers) > 12
     for flag in numbers:
-        for value in ("nan", "inf", "-inf"):
+        for value in ("nan", "inf", "-inf", "1e31", "1e308", str(10**400)):
             with pytest.raises(flags.IllegalFlagValueError, match=f"--{flag.name}={value}: .*"):
                 flag.parse(value)
 

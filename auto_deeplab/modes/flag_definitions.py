@@ -4,7 +4,6 @@ Only train.py reads their values; mode_flags.py checks and explains them. Tensor
 here, so that `--help` is quick.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from auto_deeplab.runs.run_record import NETWORK
+from auto_deeplab.runs.run_record import LARGEST, NETWORK
 from auto_deeplab.space import genotype, search_space
 from official import submission
 from official.paths import define_path
@@ -177,11 +176,8 @@ COST_METRICS = ("multiply_adds", "latency")
 LARGEST_IMAGE = 2**27
 
 
-SMALLEST = 1e-30
-"""Of factors: float32 has nothing below 1e-38, and products need room."""
-
-LARGEST = 65_535
-"""Of sides and channels in a list, and of scales."""
+SMALLEST, GREATEST = 1e-30, 1e30
+"""Of factors: float32 has nothing below 1e-38 and above 3e38, and products need room."""
 
 
 class _Parser(flags.ArgumentParser):
@@ -210,11 +206,12 @@ def _class_weights(text: str) -> list[float]:
         values = [float(number) for number in text.split(",")]
     except ValueError:
         values = []
-    if not all(value == 0 or SMALLEST <= value < float("inf") for value in values):
+    if not all(value == 0 or SMALLEST <= value <= GREATEST for value in values):
         values = []
     if not any(values):
         raise ValueError(
-            f"give finite numbers from 0 on, one per class, not all 0; {SMALLEST:g} is the smallest"
+            "give finite numbers from 0 on, one per class, not all 0; "
+            f"{SMALLEST:g} is the smallest, {GREATEST:g} the largest"
         )
     return values
 
@@ -253,12 +250,12 @@ def _list(
 
 
 class _FiniteParser(flags.FloatParser):
-    """Reads a number; absl takes nan and inf for numbers too."""
+    """Reads a number that float32 has; absl takes nan and inf for numbers too."""
 
     def convert(self, argument: Any) -> float:
         value = super().convert(argument)
-        if not math.isfinite(value):
-            raise ValueError("it must be a finite number")
+        if not abs(value) <= GREATEST:
+            raise ValueError(f"it must be a finite number, {GREATEST:g} at most")
         return value
 
 
@@ -269,6 +266,8 @@ def _number(name: str, default: float | None, text: str, **bounds: float) -> Non
 
 
 _count = partial(flags.DEFINE_integer, lower_bound=1, upper_bound=2**31 - 1)
+_size = partial(flags.DEFINE_integer, lower_bound=1, upper_bound=LARGEST)
+_depth = partial(flags.DEFINE_integer, lower_bound=1, upper_bound=genotype.MOST)
 _share = partial(_number, lower_bound=0.0, upper_bound=1.0)
 _strength = partial(_number, lower_bound=0.0)
 _plain_path = partial(define_path, plain=True)
@@ -402,7 +401,7 @@ _list(
     "SIDE or HEIGHT,WIDTH",
 )
 _count("batch_size", None, "The number of images in a step, on all devices together.")
-_count(
+_size(
     "resize_longer_side",
     None,
     "Resizes each training image so that its longer side has so many pixels, small ones too, "
@@ -439,7 +438,7 @@ _number(
     "The largest norm that the gradient of the loss by all weights together may have; a longer one "
     "is shortened to it. Without it nothing is clipped.",
 )
-_count(
+_size(
     "filter_multiplier",
     None,
     "F: a cell at stride 4 has blocks of F channels, and each halving of the sides doubles them. "
@@ -472,6 +471,7 @@ flags.DEFINE_integer(
     20,
     "The first epoch, counted from 0, that moves alpha and beta; before it weights learn alone.",
     lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 _strength("min_learning_rate", 0.001, "The rate of the weights at which the cosine ends.")
 _strength("arch_learning_rate", 0.003, "The rate of Adam for alpha and beta.")
@@ -493,8 +493,8 @@ _list(
     f"some of {', '.join(search_space.KNOWN_OPERATIONS)}",
     "NAME,NAME,...",
 )
-_count("num_layers", 12, "L, the number of layers of the super-net, each of which has a cell.")
-_count("num_blocks", 5, "B, the number of blocks in a cell.")
+_depth("num_layers", 12, "L, the number of layers of the super-net, each of which has a cell.")
+_depth("num_blocks", 5, "B, the number of blocks in a cell.")
 flags.DEFINE_enum(
     "recompute",
     "cell",
@@ -569,7 +569,7 @@ flags.DEFINE_bool(
     "Lets batch normalisation follow the batches' statistics. Without it the statistics stay "
     "as --init_checkpoint has them.",
 )
-_count("head_filters", 256, "The channels of ASPP and decoder.")
+_size("head_filters", 256, "The channels of ASPP and decoder.")
 _share(
     "top_k_pixels",
     1.0,
@@ -580,6 +580,7 @@ flags.DEFINE_integer(
     0,
     "The number of steps over which the share that counts falls from 1 to --top_k_pixels.",
     lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 _share(
     "ema_decay",
@@ -627,11 +628,12 @@ flags.DEFINE_enum(
     list(submission.FORMS),
     "Writes what the test server of this benchmark takes, instead of label maps and overlays.",
 )
-_strength(
+_number(
     "predict_scale",
     None,
     "The factor of a picture's sides before the network sees it; 1 leaves it as it is. Without it "
     "pictures are brought to the scale of the training data.",
+    lower_bound=0.0,
     upper_bound=LARGEST,
 )
 _count(

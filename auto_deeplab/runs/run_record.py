@@ -10,6 +10,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from auto_deeplab.space import genotype as genotypes
@@ -36,9 +37,6 @@ SCALE = "scale"
 """Key of what the conversion of the training data did to the sizes of images, in the words of the
 data's description; a run that is older than the key, or an imported network, has none."""
 
-LARGEST = 65_535
-"""Of channels, layers and sides; the flags take no more either."""
-
 BRANCHES = "branches"
 """Key of where --checkpoint led the run back to an earlier step: the flag, the step, and what
 changed there, each flag with its value before and after."""
@@ -48,6 +46,16 @@ STEERING = (
     *("last_layer_learning_rate_multiplier", "precision"),
 )
 """Flags of the identity that may change where --checkpoint says from which step on."""
+
+LARGEST = 65_535
+"""Of sides, channels and scales."""
+
+_LONGEST_NAME = 200
+_NEEDED = {
+    "search": ("num_layers", "num_blocks", "operations", "seed"),
+    "train": NETWORK,
+}
+"""What the identity of a run always has."""
 
 Record = dict[str, Any]
 
@@ -245,71 +253,91 @@ def _read(model_dir: str) -> Record:
 
 
 def _is_record(content: Any) -> bool:
-    """Whether the content of run.json has what is in every one, and all of the right kind."""
-
-    def has(key: str, kind: type) -> bool:
-        return key not in content or content[key] is None or isinstance(content[key], kind)
-
+    """Whether the content of run.json has what later modes take from it, all of the right kind."""
+    if not isinstance(content, dict) or content.get("mode") not in list(_NEEDED):
+        return False
+    names, palette = (content.get(key) for key in ("class_names", "palette"))
+    branches = content.get(BRANCHES, [])
     return (
-        isinstance(content, dict)
-        and content.get("mode") in tuple(_NEEDED)
-        and _is_identity(content.get("identity"), _NEEDED[content["mode"]])
-        and has("dataset", str)
-        and has(SCALE, dict)
-        and has(CONFIG, dict)
-        and has("class_names", list)
-        and (content["mode"] != "train" or bool(content.get("class_names")))
-        and all(isinstance(name, str) for name in content.get("class_names") or [])
-        and has("palette", list)
-        and all(_is_colour(colour) for colour in content.get("palette") or [])
-        and has(BRANCHES, list)
-        and all(_is_branch(branch) for branch in content.get(BRANCHES) or [])
+        _has(content.get("identity"), _NEEDED[content["mode"]])
+        and _has(content.get(CONFIG), ())
+        and _is_scale(content.get(SCALE, {}))
+        and (isinstance(content.get("dataset"), str) or content["mode"] == "train")
+        and (names is None or (_is_list(names) and all(map(_is_name, names))))
+        and (palette is None or (_is_list(palette) and all(map(_is_colour, palette))))
+        and (bool(names) or content["mode"] == "search")
+        and (not palette or len(palette) == len(names or ()))
+        and _is_list(branches)
+        and all(isinstance(x, dict) and isinstance(x.get("checkpoint"), str) for x in branches)
     )
 
 
-def _is_identity(content: Any, needed: Collection[str]) -> bool:
-    if not isinstance(content, dict) or not content.keys() >= set(needed):
-        return False
-    return all(is_one(content[name]) for name, is_one in _KINDS.items() if name in content)
+def _has(values: Any, needed: Collection[str]) -> bool:
+    """Whether values of flags, or of a network's config, are of their kinds."""
+    if values is None:
+        return not needed
+    return (
+        isinstance(values, dict)
+        and all(values.get(name) is not None for name in needed)
+        and all(fits(values[name]) for name, fits in _KINDS.items() if name in values)
+    )
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value <= LARGEST
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most
 
 
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) in (2, 3) and all(map(_is_count, value))
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME
+
+
+def _is_colour(value: Any) -> bool:
+    return _is_list(value) and len(value) == 3 and all(_is_whole(x, 0, 255) for x in value)
+
+
+def _are_widths(value: Any) -> bool:
+    return _is_list(value) and len(value) in (2, 3) and all(map(_is_width, value))
 
 
 def _are_operations(value: Any) -> bool:
     try:
-        return bool(search_space.validate_operations(value))
-    except (ValueError, TypeError):
+        return _is_list(value) and bool(search_space.validate_operations(value))
+    except (TypeError, ValueError):
         return False
 
 
-_NEEDED = {"search": ("num_layers", "num_blocks", "operations", "seed"), "train": NETWORK}
-"""What later modes read of a run's identity, by its mode."""
+def _is_scale(value: Any) -> bool:
+    """Whether official.sizes makes a rule of it."""
+    return isinstance(value, dict) and (
+        _is_number(value.get("resize_factor", 1.0), 1e-6, LARGEST)
+        and (value.get("max_side") is None or _is_whole(value["max_side"], 1, 2**31 - 1))
+    )
+
+
+_is_count = partial(_is_whole, least=1, most=2**31 - 1)
+_is_width = partial(_is_whole, least=1, most=LARGEST)
+_is_depth = partial(_is_whole, least=1, most=genotypes.MOST)
+_is_share = partial(_is_number, least=0, most=1)
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("num_layers", "num_blocks", "filter_multiplier", "head_filters"), _is_count),
-    "stem_filters": _are_counts,
+    **dict.fromkeys(("epochs", "train_steps"), _is_count),
+    **dict.fromkeys(("filter_multiplier", "head_filters", "low_level_filters"), _is_width),
+    **dict.fromkeys(("num_layers", "num_blocks"), _is_depth),
+    **dict.fromkeys(("batch_norm_decay", "drop_path_keep_prob", "ema_decay"), _is_share),
+    "num_classes": partial(_is_whole, least=1, most=256),
+    "seed": lambda value: value is None or _is_whole(value, 0, 2**31 - 1),
+    "stem_filters": lambda value: value is None or _are_widths(value),
     "operations": _are_operations,
     "alpha_sharing": lambda value: value in search_space.ALPHA_SHARING,
-    "seed": lambda value: type(value) is int,
-    "fine_tune_batch_norm": lambda value: type(value) is bool,
-    **dict.fromkeys(("batch_norm_decay", "drop_path_keep_prob"), _is_number),
+    "fine_tune_batch_norm": lambda value: isinstance(value, bool),
+    "sizes": _is_scale,
 }
-
-
-def _is_colour(value: Any) -> bool:
-    is_triple = isinstance(value, list) and len(value) == 3
-    return is_triple and all(type(one) is int and 0 <= one <= 255 for one in value)
-
-
-def _is_branch(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("checkpoint"), str)
+"""What later modes take from the identity and from CONFIG, and whether it can be that."""

@@ -101,7 +101,8 @@ def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         path = os.path.join(model_dir, run_record.FILE)
         raise RunError(
-            f'{path} is damaged: "{run_record.CONFIG}" describes no network ({error}); restore it'
+            f'{path} is damaged: "{run_record.CONFIG}" describes no network '
+            f"({shorten(str(error))}); restore it"
         ) from None
     network.build((None, None, None, 3))
     return network

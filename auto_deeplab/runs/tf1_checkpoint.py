@@ -25,7 +25,7 @@ from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, describe_differences, open_reader
 from official.errors import RunError, UsageError
-from official.files import write_directory_atomically
+from official.files import read_small, write_directory_atomically
 from official.records import Description
 
 STEP = "global_step"
@@ -80,10 +80,12 @@ def import_checkpoint(
     with open_reader(prefix) as (_, reader):
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     genotype = genotypes.load("published")
-    identity, num_classes = infer_identity(shapes)
-    network = make_network(genotype, identity, num_classes)
-    names, slots = match_variables(prefix, network, shapes, types)
+    identity, num_classes = infer_identity(prefix, shapes)
+    with tf.Graph().as_default():  # where variables take no memory: widths may be anything
+        planned = make_network(genotype, identity, num_classes)
+    names, slots = match_variables(prefix, planned, shapes, types)
     classes = name_classes(num_classes, description)
+    network = make_network(genotype, identity, num_classes)
     with open_reader(prefix) as (_, reader):
         values = {path: reader.get_tensor(name) for path, name in names.items()}
         step = int(reader.get_tensor(STEP)) if STEP in shapes else read_step(prefix)
@@ -130,6 +132,7 @@ def find(path: str) -> str:
         # name files that are not in this directory.
         state = None
         with contextlib.suppress(Exception):  # of many kinds, if that file is damaged
+            read_small(os.path.join(path, "checkpoint"))  # which ends
             state = tf.train.get_checkpoint_state(path)
         newest = os.path.join(path, os.path.basename(state.model_checkpoint_path if state else ""))
         return newest if newest in prefixes else max(prefixes, key=read_step)
@@ -148,14 +151,26 @@ def read_step(prefix: str) -> int:
     return int(number[1]) if number else 0
 
 
-def infer_identity(shapes: Shapes) -> tuple[run_record.Record, int]:
+def infer_identity(prefix: str, shapes: Shapes) -> tuple[run_record.Record, int]:
     """Reads from variables' shapes the identity of the network's run, and its number of classes.
 
     A variable that is missing counts as as wide as the release's; `match_variables` reports it.
+
+    Args:
+        prefix: of the checkpoint.
+        shapes: of its variables, by name.
+
+    Raises:
+        RunError: a width is none that a network can have.
     """
 
-    def channels(name: str, usual: int) -> int:
+    def channels(name: str, usual: int, most: int = run_record.LARGEST) -> int:
         shape = shapes.get(name)
+        if shape and not 0 < shape[-1] <= most:
+            raise RunError(
+                f"the checkpoint {prefix} does not hold a nas_hnasnet: {name} has {shape[-1]} "
+                f"channels, not 1 to {most}"
+            )
         return shape[-1] if shape else usual
 
     identity = {
@@ -170,7 +185,7 @@ def infer_identity(shapes: Shapes) -> tuple[run_record.Record, int]:
         "fine_tune_batch_norm": True,
         "drop_path_keep_prob": 1.0,
     }
-    return identity, channels("logits/semantic/weights", 19)
+    return identity, channels("logits/semantic/weights", 19, 256)
 
 
 def match_variables(
@@ -180,7 +195,7 @@ def match_variables(
 
     Args:
         prefix: of the checkpoint.
-        network: built.
+        network: built, if only in a graph.
         shapes, types: of the checkpoint's variables, by name.
 
     Returns:

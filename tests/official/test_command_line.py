@@ -50,8 +50,9 @@ def raising(error):
         (OSError("disk on fire"), 1, "disk on fire"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (UsageError("--a=b\0c\x1b[2J"), 2, "--a=b\\x00c\\x1b[2J"),
-        (UsageError(f"--a={'x' * 10**5}: no"), 2, f"--a={'x' * 146}...{'x' * 149}: no"),
-        (RunError("a b " * 10**5), 1, ("a b " * 500)[:1997] + "..."),
+        (UsageError(f"--a={'x' * 10**5}: no"), 2, f"--a={'x' * 144}...{'x' * 147}: no"),
+        (UsageError("\x01" * 10**5), 2, r"\x01" * 37 + "..." + r"\x01" * 37),
+        (RunError("a b " * 10**5 + "do"), 1, f"{'a b ' * 249}a ...{'a b ' * 249}do"),
     ],
 )
 def test_what_is_foreseen(ended, tmp_path, error, code, line):

@@ -1,5 +1,7 @@
 """Flagfiles inside flagfiles: where they are looked for, what wins, what is refused."""
 
+import os
+
 import pytest
 from absl import flags
 
@@ -123,3 +125,21 @@ def test_flagfiles_that_name_the_next_one_twice_end(write):
 def test_a_flagfile_of_nobody():
     with pytest.raises(flags.CantOpenFlagFileError, match=r"~nosuchuser/x.*cannot be read"):
         expand(["--flagfile=~nosuchuser/x"])
+
+
+def test_names_that_no_file_has(write, tmp_path):
+    (tmp_path / "loop.cfg").symlink_to("loop.cfg")
+    for name in ("x" * 10**5, str(tmp_path / "loop.cfg")):
+        with pytest.raises(flags.CantOpenFlagFileError, match=r"cannot be read: [\w ]+"):
+            expand([f"--flagfile={name}"])
+    file = write("nul.cfg", "--flagfile=a\0b")
+    with pytest.raises(flags.CantOpenFlagFileError, match=r"\(in .*nul\.cfg\) cannot be read"):
+        expand([f"--flagfile={file}"])
+
+
+def test_a_pipe_of_the_shell_is_a_flagfile():
+    read, end = os.pipe()
+    os.write(end, b"--a=1\n")
+    os.close(end)
+    assert expand([f"--flagfile=/dev/fd/{read}"]) == ["--a=1"]
+    os.close(read)

@@ -48,6 +48,9 @@ ODD = [
     b'{"step": 8, "val_miou": "high"}',
     b'{"step": 8, "loss_w": [1]}',
     b"[" * 100_000,
+    b" " * 2**20 + b'{"step": 8}',
+    b'{"step": %d}' % 10**20,
+    b'{"step": 8, "loss_w": %d}' % 10**400,
 ]
 
 
@@ -61,6 +64,13 @@ def test_an_odd_line_costs_itself_alone(tmp_path, capsys, odd, place):
     assert f"warning: {path}: line {place + 1} is no report: left out" in capsys.readouterr().err
     History(str(tmp_path), 12, writes=True)
     assert path.read_bytes().splitlines() == whole
+
+
+def test_of_many_odd_lines_the_first_ones_are_named(tmp_path, capsys):
+    write(tmp_path, [*lines(ROWS[:2]), *[b""] * 1000, *lines(ROWS[2:])])
+    assert history.read(str(tmp_path)) == ROWS
+    *first, last = capsys.readouterr().err.splitlines()
+    assert len(first) == 5 and last.endswith("so are 995 more lines")
 
 
 def test_a_last_line_that_a_kill_cut_off(tmp_path):

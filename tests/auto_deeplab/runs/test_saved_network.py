@@ -245,7 +245,11 @@ def test_initialize_with_other_classes_of_the_same_number(tmp_path, guessed):
     there, network = make_tiny(), make_tiny()
     before = values(network.variables)
     facts = {"class_names": ["a", "x", "c"], run_record.GUESSED: guessed}
-    run_record.write(save(tmp_path, there), "train", {}, facts)
+    identity = {
+        **{"filter_multiplier": 2, "stem_filters": [4, 4, 4], "head_filters": 8},
+        **{"batch_norm_decay": 0.9, "fine_tune_batch_norm": True, "drop_path_keep_prob": 1.0},
+    }
+    run_record.write(save(tmp_path, there), "train", identity, facts)
     found = initialize(network, str(tmp_path), NAMES)
     # Guessed names say nothing.
     assert found == (None if guessed else "other classes there (x, here b)")

@@ -360,12 +360,35 @@ def test_checkpoints_that_are_not_there_or_damaged(root, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xff\xfe\0" * 50, b"model_checkpoint_path", b'model_checkpoint_path: "/a/b"\n' * 3],
+    [
+        *(b"", b"\xff\xfe\0" * 50, b"model_checkpoint_path", b"x" * 10**6, None),
+        b'model_checkpoint_path: "/a/b"\n' * 3,
+    ],
 )
 def test_a_damaged_file_beside_it_does_not_matter(root, tmp_path, content):
     copy = shutil.copytree(root / "tf1", tmp_path / "tf1")
-    (copy / "checkpoint").write_bytes(content)
+    if content is None:
+        os.mkfifo(copy / "checkpoint")
+    else:
+        (copy / "checkpoint").write_bytes(content)
     assert find(str(copy)) == str(copy / "model.ckpt-90")
+
+
+@pytest.mark.parametrize(
+    ("name", "wide", "saying"),
+    [
+        # A network of 8 TB.
+        ("hnasnet/cell_0/1x1/weights", 60_000, "of F = 60000: 1369 variable"),
+        ("hnasnet/cell_0/1x1/weights", 10**6, "1x1/weights has 1000000 channels, not 1 to"),
+        ("concat_projection/weights", 0, "concat_projection/weights has 0 channels"),
+        ("logits/semantic/weights", 257, "weights has 257 channels, not 1 to 256"),
+    ],
+)
+def test_widths_are_compared_before_a_network_is_built(tmp_path, name, wide, saying):
+    prefix = tmp_path / "model.ckpt-1"
+    tf1_graph.save(prefix, {name: np.zeros([1, 1, 1, wide], np.float32)})
+    with pytest.raises(RunError, match=rf"{prefix} does not hold .*{saying}"):
+        import_checkpoint(str(prefix), str(tmp_path / "run"))
 
 
 def test_what_is_claimed_is_not_built(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from official import checkpoint_index
-from official.errors import RunError, explain
+from official.errors import RunError, explain, shorten
 from official.files import make_directory, read_small, sync, write_atomically
 from official.paths import check_plain
 from official.progress import say
@@ -465,7 +465,8 @@ def describe_differences(
 ) -> str:
     """How a checkpoint differs from a network, with the first few names; "" if it does not."""
     return "; ".join(
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        f"{len(names)} {what} ({', '.join(map(shorten, names[:3]))}"
+        f"{', ...' if len(names) > 3 else ''})"
         for names, what in (
             (missing, "variable(s) that it lacks"),
             (left_over, "variable(s) that only it has"),

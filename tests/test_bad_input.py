@@ -532,6 +532,17 @@ def test_damaged_files_of_a_run(root, run):
         refused(FAILED, *arguments, f"--model_dir={run}", saying=saying)
 
 
+@pytest.mark.parametrize("name", ["run.json", "genotype.json", "history.jsonl", "metadata.json"])
+def test_a_pipe_or_a_folder_where_a_file_should_be(root, run, data, name):
+    path = (data if name == "metadata.json" else run) / name
+    mode = ["--mode=export"] if name == "genotype.json" else [*training(root), f"--data_dir={data}"]
+    path.unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(path)
+        refused(FAILED, *mode, f"--model_dir={run}", saying=[str(path.parent)])
+        path.rename(path.with_name(make.__name__))
+
+
 def test_a_damaged_checkpoint(root, run):
     newest = run / "checkpoints" / "ckpt-2.index"
     newest.write_bytes(newest.read_bytes()[:50])

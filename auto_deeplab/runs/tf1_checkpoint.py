@@ -24,7 +24,7 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import datasets
 from official.checkpoints import Checkpoints, describe_differences, open_reader
-from official.errors import RunError, UsageError
+from official.errors import RunError, UsageError, shorten
 from official.files import read_small, write_directory_atomically
 from official.records import Description
 
@@ -227,7 +227,7 @@ def match_variables(
     if problems:
         for kind, all_names in (("missing", missing), ("left over", left_over), ("wrong", wrong)):
             for name in all_names:
-                print(f"{kind}: {name}", file=sys.stderr)
+                print(f"{kind}: {shorten(name)}", file=sys.stderr)
         if any("_depthwise/" in name for name in left_over):
             problems += (
                 "; read are networks as the paper's, trained with aspp_with_separable_conv=false "

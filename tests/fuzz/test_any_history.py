@@ -23,6 +23,9 @@ def test_an_odd_line_costs_itself_alone(folder, odd, place):
     lines.insert(place, odd.replace(b"\n", b" "))
     (folder / "history.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     found = history.read(str(folder))
+    # A run that goes on takes them up, and TensorBoard too.
+    assert history.History(str(folder), 2**63, writes=True).rows == found
+    assert history.read(str(folder)) == found
     assert [row["step"] for row in found] == sorted({row["step"] for row in found})
     # A line that is itself a report of one of these steps may stand in the place of it.
     others = [row for row in found if row not in ROWS]

@@ -76,3 +76,22 @@ def test_a_value_of_100_kb(name, sign):
 
 def test_a_name_of_5_kb():
     assert "999... is no flag" in answer("--mode=train", "--" + "9" * 5000)
+
+
+@pytest.mark.parametrize("name", ["x" * 10**5, "batch_size" * 10**4, "no" * 10**5, "é" * 10**5])
+def test_a_name_of_100_kb(name):
+    assert answer("--mode=train", f"--{name}=1")
+
+
+def test_what_to_do_is_said_after_a_value_of_many_words():
+    with mock.patch.object(train, "run_mode"):
+        done = train_here("--mode=train", f"--crop_size={'7 ' * 10**5}")
+    assert done.code == 2 and len(done.error) < 2010
+    assert done.error.startswith("error: flag --crop_size=7 7 ") and "at most" in done.error[-80:]
+
+
+def test_a_line_of_100_kb_in_a_flagfile(folder):
+    path = folder / "long.cfg"
+    for line in ("--class_weights=" + "1," * 10**5, "x" * 10**5, f"--flagfile={'x' * 10**5}"):
+        path.write_text(f"--mode=train\n{line}\n")
+        assert answer(f"--flagfile={path}")

@@ -76,7 +76,7 @@ def evaluate(
     record = read_training(model_dir, data.num_classes)
     strategy, description = devices.start("eval"), data.read()
     check_classes(record, model_dir, description)
-    warn_of_scale(read_scale(record, model_dir), description)
+    warn_of_scale(read_scale(record), description)
     num_images = description.split(data.eval_split).num_examples
     network, step, path = load_network(model_dir, checkpoint, strategy)
     evaluate_split = make_split_evaluator(

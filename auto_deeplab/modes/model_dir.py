@@ -332,10 +332,9 @@ def choose_scale(
 
     Raises:
         UsageError: nobody can tell how the data's scale becomes the network's.
-        RunError: the record of the training's scale is damaged.
     """
     data = Sizes.from_options(description.options if description else {})
-    known = read_scale(record, model_dir) or data
+    known = read_scale(record) or data
     sizes = Sizes(predict_scale) if predict_scale else known.compute_rest(data)
     if sizes is None:
         assert description  # a user's own pictures come to any scale

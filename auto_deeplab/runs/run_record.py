@@ -317,7 +317,7 @@ def _are_operations(value: Any) -> bool:
 def _is_scale(value: Any) -> bool:
     """Whether official.sizes makes a rule of it."""
     return isinstance(value, dict) and (
-        _is_number(value.get("resize_factor", 1.0), 1e-6, LARGEST)
+        _is_number(value.get("resize_factor", 1.0), 1e-30, LARGEST)
         and (value.get("max_side") is None or _is_whole(value["max_side"], 1, 2**31 - 1))
     )
 

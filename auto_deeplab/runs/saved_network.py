@@ -94,7 +94,7 @@ def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str
             len(record["class_names"]),
             class_names=record["class_names"],
             palette=record.get("palette"),
-            sizes=read_scale(record, model_dir) or OWN_SIZE,
+            sizes=read_scale(record) or OWN_SIZE,
         )
     try:
         network = Network.from_config(config)
@@ -108,19 +108,9 @@ def _make_recorded(record: run_record.Record, genotype: Genotype, model_dir: str
     return network
 
 
-def read_scale(record: run_record.Record, model_dir: str) -> Sizes | None:
-    """The scale of the data that a run was trained on; None if it is too old to know it.
-
-    Raises:
-        RunError: its numbers make no sense.
-    """
-    if run_record.SCALE not in record:
-        return None
-    try:
-        return Sizes.from_options(record[run_record.SCALE] or {})
-    except ValueError as error:
-        path = os.path.join(model_dir, run_record.FILE)
-        raise RunError(f"{path} is damaged: {error}; restore it") from None
+def read_scale(record: run_record.Record) -> Sizes | None:
+    """The scale of the data that a run was trained on; None if it is too old to know it."""
+    return Sizes.from_options(record[run_record.SCALE]) if run_record.SCALE in record else None
 
 
 def find_weights(path: str) -> str:

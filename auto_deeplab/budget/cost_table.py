@@ -132,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> CostTable:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"{path} is {error}: --mode=profile writes one") from None
+        raise ValueError(f"{path} is no cost table ({error}): --mode=profile writes one") from None
 
 
 def list_pieces(operations: Sequence[str]) -> list[Key]:

@@ -187,7 +187,9 @@ def run_mode() -> None:
                 *(FLAGS.genotype, FLAGS.model_dir),
                 network=mode_flags.read_given(NETWORK_SHAPE, FLAGS),
                 num_classes=mode_flags.read_given(("num_classes",), FLAGS).get("num_classes"),
-                crop_size=FLAGS.crop_size,
+                crop_size=mode_flags.read_given(("crop_size",), FLAGS).get("crop_size"),
+                latency=FLAGS.latency,
+                devices=of(Devices),
             )
             print(json.dumps(cost))
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -94,6 +94,32 @@ def export(
     return target
 
 
+def make_answer(
+    model: keras.Model,
+    num_classes: int,
+    probabilities: bool = False,
+    sizes: Sizes = OWN_SIZE,
+    max_pixels: int = MAX_PIXELS,
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The function of the SavedModel: images uint8 [B, H, W, 3] -> what its signatures answer.
+
+    Args:
+        model, probabilities, sizes, max_pixels: as those of `export`.
+        num_classes: C.
+    """
+
+    def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies([check_pixels(tf.shape(images)[1:3], max_pixels)]):
+            checked = tf.identity(images)
+        logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), checked)
+        labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
+        if not probabilities:
+            return {"labels": labels}
+        return {"labels": labels, "probabilities": tf.nn.softmax(logits)}
+
+    return answer
+
+
 def _remove_leftovers(root: Path) -> None:
     """Removes what a killed export of an earlier version left, and nothing that is like it."""
     for leftover in root.glob("unfinished-????????"):
@@ -132,14 +158,7 @@ class _Served(tf.Module):
         self.model_variables = [variable.value for variable in model.variables]
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
-        def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            with tf.control_dependencies([check_pixels(tf.shape(images)[1:3], max_pixels)]):
-                checked = tf.identity(images)
-            logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), checked)
-            labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
-            if not probabilities:
-                return {"labels": labels}
-            return {"labels": labels, "probabilities": tf.nn.softmax(logits)}
+        answer = make_answer(model, num_classes, probabilities, sizes, max_pixels)
 
         def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
             picture = tf.TensorSpec([None, None, 3], tf.uint8)

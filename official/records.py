@@ -111,6 +111,14 @@ class Description:
             )
         return self.splits[name]
 
+    def most_frequent_size(self) -> tuple[int, int]:
+        """Height and width that most images have, the largest if as many have others."""
+        counts: collections.Counter[tuple[int, int]] = collections.Counter()
+        for split in self.splits.values():
+            for height, width, number in split.sizes:
+                counts[height, width] += number
+        return max(counts, key=lambda size: (counts[size], size))
+
     def files(self) -> list[Path]:
         """All files that make it up."""
         names = ("dataset_info.json", "features.json", "metadata.json")

@@ -12,9 +12,7 @@ import hashlib
 import json
 import math
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +26,7 @@ from auto_deeplab.network.network import Cell, Network, PathCell
 from auto_deeplab.network.operations import OPERATIONS
 from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
-from official import model_cost
+from official import latency, model_cost
 from official.files import make_directory, read_small, write_atomically
 from official.normalization import BatchNorm
 from official.preprocessing import network_input
@@ -192,15 +190,18 @@ def measure(settings: Mapping[str, Any], metric: str) -> CostTable:
     build = _Builder(**settings)
     idle = 0.0
     if metric == "latency":
-        settings |= {"device": _describe_device(), "precision": keras.config.dtype_policy().name}
-        idle = _measure_milliseconds(tf.identity, [tf.TensorSpec([1], tf.float32)])
+        settings |= {
+            "device": latency.describe_device(),
+            "precision": keras.config.dtype_policy().name,
+        }
+        idle = _measure(tf.identity, [tf.TensorSpec([1], tf.float32)])
     keys = list_pieces(settings["operations"])
     pieces = {}
     with Progress("profile", len(keys), unit="pieces") as progress:
         for key in keys:
             function, inputs = build(key)
             if metric == "latency":
-                value = max(0.0, _measure_milliseconds(function, inputs) - idle)
+                value = max(0.0, _measure(function, inputs) - idle)
             else:
                 value = model_cost.count_multiply_adds(function, inputs) / 1e9
             pieces[_join(key)] = value
@@ -314,24 +315,5 @@ def _join(key: Sequence[str | int]) -> str:
     return " ".join(map(str, key))
 
 
-def _measure_milliseconds(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> float:
-    """The median time of a call of the compiled function, after warming up."""
-    tensors = [tf.cast(tf.random.uniform(spec.shape), spec.dtype) for spec in inputs]
-    compiled = tf.function(function)
-
-    def call() -> float:
-        start = time.perf_counter()
-        compiled(*tensors)
-        tf.test.experimental.sync_devices()  # GPUs work on after the call
-        return 1e3 * (time.perf_counter() - start)
-
-    for _ in range(3):
-        call()
-    return statistics.median(call() for _ in range(15))
-
-
-def _describe_device() -> str:
-    """The device whose latency is measured, in words."""
-    for gpu in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
-    return f"{platform.processor() or platform.machine()} CPU, {os.cpu_count()} cores"
+def _measure(function: Callable[..., Any], inputs: Sequence[tf.TensorSpec]) -> float:
+    return statistics.median(latency.measure(function, inputs))

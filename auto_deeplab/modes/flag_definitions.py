@@ -146,6 +146,7 @@ USED: dict[str, tuple[str, ...]] = {
     "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
     "export_probabilities": ("export",),
+    "latency": ("profile",),
     "num_samples": ("sample",),
     "sample_best": ("sample",),
 }
@@ -649,6 +650,14 @@ _plain_path(
 )
 flags.DEFINE_bool(
     "export_probabilities", False, "Makes the SavedModel answer probabilities beside labels."
+)
+
+# profile
+flags.DEFINE_bool(
+    "latency",
+    False,
+    "Measures how long the exported network takes for an image of --crop_size on this device. "
+    "Without --crop_size a run's images have the size that most of its data have.",
 )
 
 # sample

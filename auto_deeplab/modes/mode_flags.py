@@ -29,6 +29,9 @@ ONLY_FOR_COST_TABLE = (
 PATHS = ("data_dir", "model_dir", "genotype", "init_checkpoint", "cost_table")
 """Flags whose values are paths that flags.cfg has from the root on, to be read from anywhere."""
 
+FOR_LATENCY = ("precision", "distribution_strategy", "deterministic")
+"""Those of them that it takes with --latency too."""
+
 Kind = TypeVar("Kind")
 
 GROUPS = (("search", "train"), *((mode,) for mode in MODES), ("eval", "predict"))
@@ -88,13 +91,13 @@ def _check_profile(values: flags.FlagValues) -> None:
     """Raises UsageError if flags for one network and for all networks meet."""
     if values.cost_table is None:
         for name in ONLY_FOR_COST_TABLE:
-            if values[name].present:
+            if values[name].present and not (values.latency and name in FOR_LATENCY):
                 raise UsageError(
                     f"--{name} says how --cost_table is measured, which is not given: give that too"
                 )
         return
-    for name in ("model_dir", "genotype"):
-        if values[name].value is not None:
+    for name in ("model_dir", "genotype", "latency"):
+        if values[name].value:
             raise UsageError(
                 f"--{name}={values[name].value}: --cost_table is for all networks of the search "
                 "space, not for one: leave one of the two flags away"

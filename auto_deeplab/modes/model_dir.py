@@ -123,6 +123,7 @@ def write_record(
         "class_names": description.class_names,
         "palette": description.palette,
         run_record.SCALE: Sizes.from_options(description.options).to_options(),
+        run_record.IMAGE_SIZE: description.most_frequent_size(),
     }
     if branches:
         own[run_record.BRANCHES] = list(branches)

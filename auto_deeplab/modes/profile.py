@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
+
 from auto_deeplab.budget import cost_table as cost_tables
 from auto_deeplab.budget import expected_cost
 from auto_deeplab.modes.data import Devices, PathLike, check_choice
@@ -14,8 +16,10 @@ from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space.genotype import Genotype
+from official import latency as latencies
 from official import model_cost
 from official.errors import UsageError
+from official.export import make_answer
 from official.files import check_replaceable
 from official.progress import say
 
@@ -26,9 +30,11 @@ def profile(
     *,
     network: Mapping[str, Any] | None = None,
     num_classes: int | None = None,
-    crop_size: tuple[int, int] = (1025, 2049),
+    crop_size: tuple[int, int] | None = None,
+    latency: bool = False,
+    devices: Devices = Devices(),
 ) -> dict[str, Any]:
-    """Prints parameters and multiply-adds per part as a table.
+    """Prints parameters and multiply-adds per part as a table, and how long an image takes.
 
     Args:
         genotype: what to count, a preset's name or a file; may be None if model_dir is given.
@@ -36,10 +42,13 @@ def profile(
         network: the widths that are given, by name: filter_multiplier, stem_filters, head_filters.
             With model_dir, they must be the network's own; without, the others have their defaults.
         num_classes: likewise; default 19.
-        crop_size: height and width of the image.
+        crop_size: height and width of the image; None: those of most of the images that the run in
+            model_dir was trained on, else 1025 x 2049.
+        latency: whether the exported function, from an image's bytes to its labels, is timed.
+        devices: where that is done.
 
     Returns:
-        the same as plain data; see model_cost.summarize.
+        the same as plain data; see model_cost.summarize and latency.summarize.
 
     Raises:
         UsageError, RunError: something is missing, damaged or of another kind.
@@ -56,16 +65,35 @@ def profile(
                 f"--model_dir={model_dir}: leave the flag away"
             )
         options, num_classes = record["identity"], len(record["class_names"])
+        crop_size = crop_size or record.get(run_record.IMAGE_SIZE)
     elif genotype:
         architecture = load_genotype(genotype)
         options, num_classes = vars(NetworkOptions(**given)), num_classes or 19
     else:
         raise UsageError("--genotype is needed by --mode=profile")
     say(architecture.describe())
-    size = crop_size[0], crop_size[1]
-    parts = model_cost.count(make_network(architecture, options, num_classes), size)
+    height, width = crop_size or IMAGE_SIZE
+    size = height, width
+    if latency:
+        devices.start("profile")
+    made = make_network(architecture, options, num_classes)
+    parts = model_cost.count(made, size)
     print(model_cost.format_table(parts, size))
-    return model_cost.summarize(parts, size)
+    costs = model_cost.summarize(parts, size)
+    if latency:
+        image = tf.TensorSpec([1, *size, 3], tf.uint8)
+        times = latencies.summarize(latencies.measure(make_answer(made, num_classes), [image]))
+        print(
+            f"an image of {height} x {width}: {times['median_ms']:.1f} ms in the median of "
+            f"{times['runs']} runs, {times['fastest_ms']:.1f} to {times['slowest_ms']:.1f} "
+            f"({times['device']}, {times['threads']} threads)"
+        )
+        costs["latency"] = times
+    return costs
+
+
+IMAGE_SIZE = (1025, 2049)
+"""Of Cityscapes' images, as the network pads them."""
 
 
 @dataclass(frozen=True)

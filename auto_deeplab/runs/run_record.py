@@ -37,6 +37,9 @@ SCALE = "scale"
 """Key of what the conversion of the training data did to the sizes of images, in the words of the
 data's description; a run that is older than the key, or an imported network, has none."""
 
+IMAGE_SIZE = "image_size"
+"""Key of the height and width that most images of the data have; an older run has none."""
+
 BRANCHES = "branches"
 """Key of where --checkpoint led the run back to an earlier step: the flag, the step, and what
 changed there, each flag with its value before and after."""
@@ -262,6 +265,7 @@ def _is_record(content: Any) -> bool:
         _has(content.get("identity"), _NEEDED[content["mode"]])
         and _has(content.get(CONFIG), ())
         and _is_scale(content.get(SCALE, {}))
+        and (content.get(IMAGE_SIZE) is None or _is_size(content[IMAGE_SIZE]))
         and (isinstance(content.get("dataset"), str) or content["mode"] == "train")
         and (names is None or (_is_list(names) and all(map(_is_name, names))))
         and (palette is None or (_is_list(palette) and all(map(_is_colour, palette))))
@@ -305,6 +309,10 @@ def _is_colour(value: Any) -> bool:
 
 def _are_widths(value: Any) -> bool:
     return _is_list(value) and len(value) in (2, 3) and all(map(_is_width, value))
+
+
+def _is_size(value: Any) -> bool:
+    return _is_list(value) and len(value) == 2 and all(map(_is_width, value))
 
 
 def _are_operations(value: Any) -> bool:

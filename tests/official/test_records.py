@@ -7,7 +7,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from official.errors import RunError
-from official.records import index_records, parse_example, read_description, read_record
+from official.records import (
+    Description,
+    Split,
+    index_records,
+    parse_example,
+    read_description,
+    read_record,
+)
 from tests.miniature import SIZE, write_cityscapes
 from tfrecords_tools import convert
 
@@ -198,6 +205,17 @@ def test_a_dataset_without_a_split(copy):
     (copy / "dataset_info.json").write_text(json.dumps(info | {"splits": []}))
     with pytest.raises(RunError, match="it has no split"):
         read_description(str(copy))
+
+
+def test_the_size_that_most_images_have():
+    def of(**splits):
+        made = {
+            name: Split(sum(size[2] for size in sizes), (), sizes) for name, sizes in splits.items()
+        }
+        return Description("", "", ("a",), ((0, 0, 0),), 255, made, {}).most_frequent_size()
+
+    assert of(train=((3, 4, 5), (6, 7, 4)), val=((6, 7, 2),)) == (6, 7)
+    assert of(train=((3, 4, 5), (6, 7, 5))) == (6, 7)
 
 
 def test_the_files_of_a_dataset(data_dir):

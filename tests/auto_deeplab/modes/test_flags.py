@@ -118,7 +118,7 @@ def asked(root):
             *("train", data, trained, genotype, *TINY_NETWORK, "--train_steps=1"),
             "--batch_norm_decay=0.1",
         ),
-        ("profile", trained, "--crop_size=33"),
+        ("profile", trained, "--crop_size=33", "--latency"),
         ("eval", data, trained),
         ("predict", data, trained, out),
         ("predict", pictures, trained, out),
@@ -186,6 +186,11 @@ def test_nothing_is_started_with_a_flag_of_another_mode(tmp_path, arguments):
 def test_profile_refuses_what_is_for_a_cost_table_alone(flag):
     done = train_here("--mode=profile", "--genotype=published", flag)
     assert done.code == 2 and f"{flag.split('=')[0]} says how --cost_table is" in done.error
+
+
+def test_profile_times_one_network_or_all():
+    done = train_here("--mode=profile", "--cost_table=costs.json", "--latency")
+    assert done.code == 2 and "--latency=True: --cost_table is for all networks" in done.error
 
 
 def test_a_foreign_flag_in_a_flagfile_is_told_with_its_file():

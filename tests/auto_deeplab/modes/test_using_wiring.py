@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab.budget import cost_table, expected_cost
-from auto_deeplab.modes import evaluate, export, predict
+from auto_deeplab.modes import evaluate, export, predict, profile
 from auto_deeplab.modes.flag_definitions import USED
 from auto_deeplab.network.network import Network
 from tests.auto_deeplab.modes.wiring import (
@@ -170,6 +170,19 @@ def test_profile(root, trained, tmp_path):
     difference = said["params_millions"] - of_run["params_millions"]
     assert difference * 1e6 == pytest.approx((7 + 1) * classes)
 
+    # At the size of its own images, timed on the devices that are wanted.
+    own = {"mode": "profile", "model_dir": trained, "latency": "true", "precision": "bfloat16"}
+    own |= {"distribution_strategy": "mirrored", "deterministic": "true"}
+    with devices_noted() as devices, noted(profile, "make_answer") as answers:
+        done = train_here(*(f"--{name}={value}" for name, value in own.items()))
+    assert done.code == 0, done.stderr
+    assert devices == WANTED_DEVICES and answers[0]["arguments"][1] == CLASSES
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["crop_size"] == list(SIDES) and said["params_millions"] == of_run["params_millions"]
+    times = said["latency"]
+    assert 0 < times["fastest_ms"] <= times["median_ms"] <= times["slowest_ms"]
+    assert times["runs"] == 15 and f"an image of {SIDES[0]} x {SIDES[1]}: " in done.stdout
+
     table = {
         "mode": "profile",
         "cost_table": tmp_path / "costs.json",
@@ -181,7 +194,7 @@ def test_profile(root, trained, tmp_path):
         "precision": "bfloat16",
         "deterministic": "true",
     } | {name: network[name] for name in cost_table.SETTINGS if name in network}
-    given = {*network, *table, "model_dir"}
+    given = {*network, *table, *own}
     assert given == {name for name, modes in USED.items() if "profile" in modes}
     with devices_noted() as devices:
         done = train_here(*(f"--{name}={value}" for name, value in table.items()))

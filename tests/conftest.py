@@ -8,7 +8,9 @@ from official.quiet import set_environment
 
 set_environment()  # as commands do, before TensorFlow is imported
 atexit.register(gc.freeze)  # as commands do
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored, and stays so, under nohup
+# What is ignored stays so, in these processes and in those that they start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell's script
 
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402

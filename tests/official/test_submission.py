@@ -84,7 +84,7 @@ def test_voc_answers_are_palette_files_like_the_ground_truth(tmp_path, form, spl
     "name",
     [
         *("legend", "berlin", "berlin_000000", "berlin_00000_000019", "berlin_000000_0000190"),
-        *("a_b_000000_000019", "berlin_000000_000019/x", ""),
+        *("a_b_000000_000019", "berlin_000000_000019/x"),
     ],
 )
 def test_a_name_that_cityscapes_does_not_know(tmp_path, name):

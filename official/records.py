@@ -216,7 +216,8 @@ def read_description(
     for split in splits.values():
         for file in split.files:
             if not os.path.isfile(file):
-                raise RunError(f"{file} is missing: convert the dataset again")
+                name = os.path.join(data_dir, shorten(os.path.basename(file)))
+                raise RunError(f"{name} is missing: convert the dataset again")
     return description
 
 

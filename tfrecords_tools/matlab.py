@@ -6,6 +6,7 @@ Format", chapter "Level 5 MAT-Files": after a header of 128 bytes follow element
 type, a number of bytes, and these bytes, padded to eight.
 """
 
+import itertools
 import math
 import struct
 import zlib
@@ -98,7 +99,10 @@ def _open_matrix(
     if kind != _MATRIX:
         raise ValueError(f"an element of it is of type {kind}, no array")
     parts = _elements(data, order)
-    flags, sides, name = (next(parts)[1] for _ in range(3))
+    try:
+        (_, flags), (_, sides), (_, name) = itertools.islice(parts, 3)
+    except ValueError:
+        raise ValueError("an array in it is cut off") from None
     array_class = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
     return name.decode("latin-1"), array_class, tuple(np.frombuffer(sides, f"{order}i4")), parts
 

@@ -14,6 +14,8 @@ import difflib
 import math
 from collections.abc import Iterable
 
+from official.errors import shorten
+
 NONE = "none"
 SKIP_CONNECT = "skip_connect"
 
@@ -65,9 +67,10 @@ def validate_operations(names: Iterable[str]) -> tuple[str, ...]:
 
 def explain_unknown_operation(name: object) -> str:
     """The error message for a name that is no operation, with the nearest known one."""
-    close = difflib.get_close_matches(str(name), KNOWN_OPERATIONS, n=1)
+    close = difflib.get_close_matches(str(name)[:100], KNOWN_OPERATIONS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown operation {name!r}: {hint}known are {', '.join(KNOWN_OPERATIONS)}"
+    shown = shorten(repr(name), 60)
+    return f"unknown operation {shown}: {hint}known are {', '.join(KNOWN_OPERATIONS)}"
 
 
 def stride(level: int) -> int:

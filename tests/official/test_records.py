@@ -207,6 +207,13 @@ def test_a_dataset_without_a_split(copy):
         read_description(str(copy))
 
 
+def test_the_name_of_a_missing_shard_may_be_anything(copy):
+    info = json.loads((copy / "dataset_info.json").read_text())
+    (copy / "dataset_info.json").write_text(json.dumps(info | {"name": "a\nb\x1f"}))
+    with pytest.raises(RunError, match=r"a\\nb\\x1f-\S+ is missing: convert"):
+        read_description(str(copy))
+
+
 def test_the_size_that_most_images_have():
     def of(**splits):
         made = {

@@ -70,6 +70,8 @@ GOOD = array(9, (2, 2), b"", element(2, bytes(4)))
         (HEADER, "has no GTcls"),
         (HEADER + structure(GOOD)[:-20], "cut off"),
         (HEADER + element(14, b"", 2**32 - 1), "cut off"),
+        (HEADER + element(14, b""), "an array in it is cut off"),
+        (HEADER + element(14, element(6, bytes(8))), "an array in it is cut off"),
         # 300 MB, then three times as much: in 0.3 MB, and in a few kB.
         (HEADER + compressed(bytes(3 * 10**8)), "more than 268435456 bytes"),
         (HEADER + element(15, b"no zlib"), "damaged"),

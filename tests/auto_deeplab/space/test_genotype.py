@@ -207,3 +207,10 @@ def test_more_layers_than_any_network_has(tmp_path):
     (tmp_path / "zeros.json").write_text(json.dumps({"format": 1, "path": [0] * 2**23}))
     with pytest.raises(ValueError, match=r"zeros.json' is not a .* larger than 16 MB"):
         genotype.load(tmp_path / "zeros.json")
+
+
+def test_an_unknown_operation_is_told_in_short():
+    cell = [[[0, "é" * 10**6], [1, "sep_conv_3x3"]]]
+    with pytest.raises(ValueError, match=r"unknown operation 'é{50,56}") as error:
+        genotype.Genotype([0], [cell])
+    assert len(str(error.value)) < 400

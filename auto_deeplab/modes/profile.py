@@ -44,7 +44,7 @@ def profile(
         num_classes: likewise; default 19.
         crop_size: height and width of the image; None: those of most of the images that the run in
             model_dir was trained on, else 1025 x 2049.
-        latency: whether the exported function, from an image's bytes to its labels, is timed.
+        latency: whether the exported function, from an image's pixels to its labels, is timed.
         devices: where that is done.
 
     Returns:

@@ -130,14 +130,19 @@ def test_draws_follow_alpha_and_beta():
 @pytest.mark.parametrize("sharing", SHARING)
 def test_what_is_certain_is_drawn_and_is_what_decoding_finds(sharing):
     rng = np.random.default_rng(2)
-    alpha = random_alpha(rng, 3, SHARING[sharing])
-    alpha = np.where(alpha == alpha.max(-1, keepdims=True), 1.0, 0.0)
+    # Of each block two inputs have an operation for certain, and the others none.
+    alpha = np.zeros((*SHARING[sharing], search_space.num_cell_edges(3), len(OPERATIONS)))
+    alpha[..., OPERATIONS.index("none")] = 1.0
+    for rows in alpha.reshape([-1, *alpha.shape[-2:]]):
+        for first, inputs in ((0, 2), (2, 3), (5, 4)):
+            for edge in rng.choice(inputs, 2, replace=False):
+                rows[first + edge] = np.eye(len(OPERATIONS))[rng.integers(2)]
     beta = random_beta(rng, 3)
     beta = np.where((beta == beta.max(-1, keepdims=True)) & (beta > 0), 1.0, 0.0)
     decoded = decoding.decode(alpha, beta, OPERATIONS, 3, alpha_sharing=sharing)
     for _ in range(5):
         one = sampling.draw(alpha, beta, OPERATIONS, 3, rng, alpha_sharing=sharing)
-        assert one.path == decoded.path and one.cell_of_layer == decoded.cell_of_layer
+        assert one == decoded
 
 
 def test_the_same_seed_draws_the_same():

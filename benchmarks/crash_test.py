@@ -45,7 +45,6 @@ from official.quiet import import_tensorflow
 import_tensorflow()  # also where this file is loaded for the processes that are killed
 
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
 from auto_deeplab import train
@@ -212,7 +211,7 @@ def newest_whole(run: Path) -> int:
     """The step of the newest checkpoint that TensorFlow can read; 0 if there is none."""
     for step, prefix in checkpoints(run):
         with contextlib.suppress(Exception):  # whatever reading a damaged file raises
-            tensors(prefix)
+            tiny_runs.tensors(prefix)
             return step
     return 0
 
@@ -237,17 +236,6 @@ def tear(run: Path, rng: random.Random) -> int:
     return 1
 
 
-def tensors(prefix: Path) -> dict[str, np.ndarray]:
-    """All that a checkpoint holds by name, but for TensorFlow's own bookkeeping."""
-    reader = tf.train.load_checkpoint(str(prefix))
-    own = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name not in own
-    }
-
-
 def result(run: Path) -> dict[str, Any]:
     """What a run that has ended leaves, without times and what depends on when it was saved."""
     lines = (run / "history.jsonl").read_text().splitlines()
@@ -256,7 +244,7 @@ def result(run: Path) -> dict[str, Any]:
         for name in ("images_per_s", "wait_share", "saved"):
             row.pop(name, None)
     genotype = (run / "genotype.json").read_text()
-    return {"history.jsonl": rows, "genotype.json": genotype} | tensors(
+    return {"history.jsonl": rows, "genotype.json": genotype} | tiny_runs.tensors(
         run / "checkpoints" / f"ckpt-{STEPS}"
     )
 

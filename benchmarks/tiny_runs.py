@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from benchmarks.input_pipeline import make_label, make_photo
 from tfrecords_tools.convert import convert
@@ -64,3 +65,14 @@ def arguments(mode: str, model_dir: Path, *, steps: int, report_every: int) -> l
         *(f"--mode={mode}", f"--model_dir={model_dir}", f"--eval_every={report_every}"),
         *(*_SMALL, *_FLAGS[mode], *length[mode]),
     ]
+
+
+def tensors(prefix: Path) -> dict[str, np.ndarray]:
+    """All that a checkpoint holds by name, but for TensorFlow's own bookkeeping."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    own = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name not in own
+    }

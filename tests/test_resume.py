@@ -6,8 +6,8 @@ import signal
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from benchmarks import tiny_runs
 from tests.command import (
     TINY_GENOTYPE,
     TINY_NETWORK,
@@ -42,13 +42,7 @@ def run(root, mode, *flags):
 
 def tensors(directory, step):
     """Everything in a checkpoint by name."""
-    reader = tf.train.load_checkpoint(str(directory / "checkpoints" / f"ckpt-{step}"))
-    bookkeeping = ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
-    return {
-        name: reader.get_tensor(name)
-        for name in reader.get_variable_to_shape_map()
-        if name not in bookkeeping
-    }
+    return tiny_runs.tensors(directory / "checkpoints" / f"ckpt-{step}")
 
 
 def assert_same_bits(one, other):

@@ -44,6 +44,7 @@ from auto_deeplab.modes import (
 from auto_deeplab.modes.data import Batches, Compilation, Data, Devices, Reports
 from auto_deeplab.modes.flag_definitions import CONFIGS, DEFAULTS, MODES
 from auto_deeplab.modes.mode_flags import Kind
+from auto_deeplab.modes.ranking import Ranking
 from auto_deeplab.runs.run_record import NETWORK_SHAPE, OtherRunError
 from official.command_line import run_app
 from official.errors import RunError, UsageError, explain
@@ -168,8 +169,12 @@ def run_mode() -> None:
                 model_dir=FLAGS.model_dir,
                 checkpoint=FLAGS.checkpoint,
                 sample_best=FLAGS.sample_best,
+                candidates=FLAGS.candidates,
                 cost_table=FLAGS.cost_table,
                 cost_budget=FLAGS.cost_budget,
+                ranking=Ranking(of(Data), FLAGS.batch_norm_batches, FLAGS.max_eval_images)
+                if FLAGS.data_dir
+                else None,
             )
             print(json.dumps(samples))
         case "draw":

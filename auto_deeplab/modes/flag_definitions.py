@@ -77,17 +77,17 @@ _SHAPE = (*_LEARNING, "profile")
 
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
-    "data_dir": _DATA,
+    "data_dir": (*_DATA, "sample"),
     "model_dir": tuple(mode for mode in MODES if mode != "draw"),
     "seed": (*_LEARNING, "sample"),
     "num_classes": (*_DATA, "export", "profile"),
     "ignore_label": _DATA,
     "train_split": _LEARNING,
-    "eval_split": _DATA,
+    "eval_split": (*_DATA, "sample"),
     "eval_every": _LEARNING,
     "save_every": _LEARNING,
     "keep_checkpoints": _LEARNING,
-    "max_eval_images": (*_LEARNING, "eval"),
+    "max_eval_images": (*_LEARNING, "eval", "sample"),
     "checkpoint": ("search", "decode", "train", "eval", "predict", "export", "sample"),
     "distribution_strategy": _RUNNING,
     "precision": _RUNNING,
@@ -149,6 +149,8 @@ USED: dict[str, tuple[str, ...]] = {
     "latency": ("profile",),
     "num_samples": ("sample",),
     "sample_best": ("sample",),
+    "candidates": ("sample",),
+    "batch_norm_batches": ("sample",),
 }
 """Flag -> the modes that use it. To any other mode it is an error (mode_flags.check)."""
 
@@ -661,12 +663,31 @@ flags.DEFINE_bool(
 )
 
 # sample
-_count("num_samples", 10, "The number of architectures, no two of them the same.")
+flags.DEFINE_integer(
+    "num_samples",
+    10,
+    "The number of architectures that are drawn, no two of them the same. It may be 0 with "
+    "--candidates.",
+    lower_bound=0,
+)
 flags.DEFINE_bool(
     "sample_best",
     False,
     "Takes the most probable architectures of the search in --model_dir; the first of them is the "
     "one that it decodes. Without it they are drawn by their probability.",
+)
+
+flags.DEFINE_list(
+    "candidates",
+    [],
+    "Architectures beside those that are drawn: genotype files, quoted patterns of such, presets. "
+    "With --data_dir all of them are ranked in the super-net of the search in --model_dir.",
+)
+_count(
+    "batch_norm_batches",
+    8,
+    "The number of batches on which an architecture's BN statistics are estimated in the super-net "
+    "before it is evaluated there; the batches are made as the search makes them.",
 )
 
 for _name in (

@@ -466,6 +466,35 @@ def draw_history(
     _save(figure, path)
 
 
+def draw_front(samples: Sequence[Mapping[str, Any]], path: PathLike) -> None:
+    """Draws mIoU in the super-net against cost; the Pareto front is a line through its names.
+
+    Args:
+        samples: of front.json: "name", "miou", "cost" in one "unit", "on_front".
+        path: of the picture.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    front = sorted((one["cost"], one["miou"], one["name"]) for one in samples if one["on_front"])
+    others = [(one["cost"], one["miou"]) for one in samples if not one["on_front"]]
+    if others:
+        axes.scatter(*zip(*others, strict=True), color=GREY, marker="x", label="others")
+    costs, worths, names = zip(*front, strict=True)
+    axes.plot(
+        costs, worths, color=BLUE, marker="o", drawstyle="steps-post", label="the Pareto front"
+    )
+    for cost, worth, name in zip(costs, worths, names, strict=True):
+        axes.annotate(
+            shorten(name, 30), (cost, worth), xytext=(5, -11), textcoords="offset points", size=9
+        )
+    axes.set_xlabel(samples[0]["unit"])
+    axes.set_ylabel("mIoU in the super-net")
+    axes.margins(x=0.12, y=0.1)
+    axes.grid(color=PALE_GREY)
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 

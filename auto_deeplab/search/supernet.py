@@ -201,6 +201,12 @@ class SuperNet(keras.Model):
 
     def update_moving_statistics(self, statistics: list[Statistics]) -> None:
         """Moves every moving average towards the statistics that a training call returned."""
-        parts: list[Any] = [self.stem, *self.nodes, *self.heads]
-        for part, own in zip(parts, statistics, strict=True):
+        for part, own in zip(self._parts(), statistics, strict=True):
             part.moving.move(own)
+
+    def moving_statistics(self) -> list[keras.Variable]:
+        """The variables of the moving averages, in the order of a call's statistics, flattened."""
+        return [v for part in self._parts() for v in (part.moving.mean, part.moving.variance)]
+
+    def _parts(self) -> list[Any]:
+        return [self.stem, *self.nodes, *self.heads]

@@ -125,6 +125,7 @@ def asked(root):
         ("export", trained),
         ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
         ("sample", f"--output_dir={root / 'samples'}", "--num_layers=2", "--num_blocks=1"),
+        ("sample", f"--output_dir={root / 'ranked'}", found, data, "--num_samples=1"),
     )
     asked = {mode: set() for mode in MODES}
     for mode, *arguments in commands:

@@ -149,4 +149,58 @@ def test_all_its_flags_are_tried_here():
     assert {name for name, modes in USED.items() if "sample" in modes} == {
         *("mode", "output_dir", "num_samples", "seed", "operations", "num_layers", "num_blocks"),
         *("model_dir", "checkpoint", "sample_best", "cost_table", "cost_budget"),
+        *("candidates", "data_dir", "eval_split", "max_eval_images", "batch_norm_batches"),
     }
+
+
+def rank(search, output_dir, *flags):
+    return train_here(
+        *("--mode=sample", f"--model_dir={search}", f"--data_dir={search.parent / 'data'}"),
+        *(f"--output_dir={output_dir}", "--batch_norm_batches=1", "--max_eval_images=1", *flags),
+        "--eval_split=val",
+    )
+
+
+def test_ranked_in_the_super_net(search, tmp_path):
+    flags = ("--num_samples=2", f"--candidates={search}/genotype.json")
+    done = rank(search, tmp_path / "out", *flags)
+    assert done.code == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    front = json.loads((tmp_path / "out" / "front.json").read_text())
+    assert front["samples"] == rows
+    assert sorted(row["name"] for row in rows) == ["000", "001", "search"]
+    assert [row["miou"] for row in rows] == sorted((row["miou"] for row in rows), reverse=True)
+    assert rows[0]["on_front"] and all(row["cost"] > 0 for row in rows)
+    for row in rows:
+        found = genotype.load(tmp_path / "out" / row["genotype"])
+        assert list(found.path) == row["path"]
+    assert (tmp_path / "out" / "front.png").stat().st_size > 1000
+
+    # As if it had been killed after one: that one is not ranked again, the rest come out alike.
+    ranked = tmp_path / "out" / "ranked.json"
+    content = json.loads(ranked.read_text())
+    content["miou"] = {"search": 0.123}
+    ranked.write_text(json.dumps(content))
+    again = rank(search, tmp_path / "out", *flags)
+    assert again.code == 0, again.stderr
+    resumed = {row["name"]: row["miou"] for row in json.loads(again.stdout.splitlines()[-1])}
+    assert resumed == {row["name"]: row["miou"] for row in rows} | {"search": 0.123}
+    # Another ranking does not mix with it.
+    other = rank(search, tmp_path / "out", *flags, "--batch_norm_batches=2")
+    assert other.code == 1 and "batch_norm_batches 1, not 2" in other.stderr
+
+
+def test_what_cannot_be_ranked(search, tmp_path):
+    data = search.parent / "data"
+    for flags, words in (
+        ((f"--data_dir={data}",), "--model_dir"),
+        (("--num_samples=0",), "--candidates"),
+        ((f"--model_dir={search}", "--candidates=nowhere/*.json"), "no such file"),
+        (
+            (f"--data_dir={data}", f"--model_dir={search}", "--candidates=published"),
+            "published is not in the super-net",
+        ),
+    ):
+        done = train_here("--mode=sample", f"--output_dir={tmp_path / 'no'}", *flags)
+        assert done.code == 2 and words in done.stderr, (flags, done.stderr)
+        assert not (tmp_path / "no").exists()

@@ -1,0 +1,93 @@
+"""A candidate in the super-net: only what it has counts, and its statistics are the batches'."""
+
+import numpy as np
+import tensorflow as tf
+
+from auto_deeplab.search.architecture import Architecture
+from auto_deeplab.search.ranking import Candidate
+from auto_deeplab.search.supernet import SuperNet
+from auto_deeplab.space.encoding import encode
+from auto_deeplab.space.genotype import Genotype
+
+OPERATIONS = ("sep_conv_3x3", "atrous_conv_3x3", "avg_pool_3x3", "skip_connect", "none")
+GENOTYPE = Genotype(
+    (0, 1),
+    (
+        (
+            ((0, "sep_conv_3x3"), (1, "skip_connect")),
+            ((2, "sep_conv_3x3"), (1, "avg_pool_3x3")),
+        ),
+    ),
+)
+CODE = encode(GENOTYPE, OPERATIONS, 2, 2)
+
+
+def make_candidate():
+    supernet = SuperNet(
+        num_classes=3,
+        num_layers=2,
+        num_blocks=2,
+        operations=OPERATIONS,
+        filter_multiplier=2,
+    )
+    shapes = [part.shape for part in CODE]
+    return Candidate(supernet, *shapes, tf.distribute.get_strategy())
+
+
+def make_batches(count):
+    rng = np.random.default_rng(0)
+    return [
+        {"image": tf.constant(rng.uniform(0, 255, (2, 33, 33, 3)), tf.float32)}
+        for _ in range(count)
+    ]
+
+
+def test_only_what_it_has_counts():
+    candidate, batches = make_candidate(), make_batches(2)
+    image = batches[0]["image"]
+    candidate.become(*CODE, batches)
+    before = candidate.logits(image)
+    assert np.ptp(before) > 0
+    # The atrous convolutions, which it has not, are other ones: nothing changes, exactly.
+    changed = 0
+    for variable in candidate.supernet.trainable_variables:
+        if "atrous_conv_3x3" in variable.path:
+            variable.assign(variable + 1.0)
+            changed += 1
+    assert changed == 5  # one a node: 2 in layer 1, 3 in layer 2
+    candidate.become(*CODE, batches)
+    np.testing.assert_array_equal(candidate.logits(image), before)
+    # Those that it has count.
+    for variable in candidate.supernet.trainable_variables:
+        if "depthwise_kernel_3x3" in variable.path:
+            variable.assign(-variable)
+    candidate.become(*CODE, batches)
+    assert np.abs(candidate.logits(image) - before).max() > 1e-3
+
+
+def test_statistics_are_the_mean_of_the_batches():
+    candidate, batches = make_candidate(), make_batches(3)
+    candidate.become(*CODE, batches)
+    alone = []
+    for batch in batches:
+        _, statistics = candidate.supernet(batch["image"], *CODE, training=True)
+        alone.append(tf.nest.flatten(statistics))
+    found = candidate.supernet.moving_statistics()
+    assert len(found) == 2 * (1 + 5 + 3)  # stem, nodes, heads
+    for variable, values in zip(found, zip(*alone, strict=True), strict=True):
+        expected = np.mean([value.numpy() for value in values], 0)
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_there_before_leaves_nothing():
+    """Weights stay, and statistics come from the batches alone, whatever came before."""
+    candidate, batches = make_candidate(), make_batches(2)
+    weights = [value.numpy() for value in candidate.supernet.trainable_variables]
+    candidate.become(*CODE, batches)
+    before = candidate.logits(batches[0]["image"])
+    other = Architecture(num_layers=2, num_blocks=2, operations=OPERATIONS, seed=1)
+    candidate.become(*(part.numpy() for part in other(None)), batches)
+    candidate.become(*CODE, batches)
+    np.testing.assert_array_equal(candidate.logits(batches[0]["image"]), before)
+    for value, variable in zip(weights, candidate.supernet.trainable_variables, strict=True):
+        np.testing.assert_array_equal(variable, value)

@@ -19,7 +19,7 @@ from auto_deeplab.space.genotype import Genotype
 from official import history
 from official.errors import RunError, UsageError, shorten
 from official.files import check_replaceable, make_directory, read_small, write_atomically
-from official.progress import say
+from official.progress import Progress, say
 
 METRICS = "metrics.json"
 
@@ -65,23 +65,16 @@ def compare(
     in_super_net = {key: miou for path in fronts for key, miou in read_ranking(path).items()}
     if latency:
         Devices().start("compare")
-    costs: dict[str, dict[str, Any]] = {}
-    rows = []
-    for model_dir, record, own in zip(model_dirs, records, metrics, strict=True):
-        genotype = run_record.read_genotype(model_dir)
-        key = run_record.describe_architecture(genotype)
-        size = tuple(record.get(run_record.IMAGE_SIZE) or profile.IMAGE_SIZE)
-        widths = [record["identity"][name] for name in run_record.NETWORK_SHAPE]
-        network = json.dumps([key, widths, size])
-        if network not in costs:
-            num_classes = len(record["class_names"])
-            made = make_network(genotype, record["identity"], num_classes)
-            _, costs[network] = profile.measure(made, num_classes, size, latency=latency)
-        rows.append(
-            describe_run(model_dir, record, own, genotype)
-            | read_costs(costs[network])
-            | {"super_net_miou": in_super_net.get(key)}
+    genotypes = [run_record.read_genotype(model_dir) for model_dir in model_dirs]
+    costs = measure_costs(genotypes, records, latency)
+    rows = [
+        describe_run(model_dir, record, own, genotype)
+        | cost
+        | {"super_net_miou": in_super_net.get(run_record.describe_architecture(genotype))}
+        for model_dir, record, own, genotype, cost in zip(
+            model_dirs, records, metrics, genotypes, costs, strict=True
         )
+    ]
     warnings = find_differences(model_dirs, records, metrics)
     found = comparison.compare_rows(rows, warnings)
     print(comparison.format_table(found))
@@ -196,13 +189,11 @@ def describe_run(
         "search": genotype.meta.get(searched),
         "seed": identity.get("seed"),
         "miou": metrics["miou"],
-        "miou_present": metrics.get("miou_present"),
+        "miou_present": present if _is_share(present := metrics.get("miou_present")) else None,
         "train_seconds": sum_seconds(rows, identity.get("batch_size")),
         "train_steps": identity.get("train_steps", metrics.get("step")),
         **{key: content[key] for key in ("path", "cells", "cell_of_layer")},
-        "curve": [
-            [row["step"], row["val_miou"]] for row in rows if row.get("val_miou") is not None
-        ],
+        "curve": [[row["step"], row["val_miou"]] for row in rows if _is_share(row.get("val_miou"))],
     }
 
 
@@ -221,13 +212,28 @@ def sum_seconds(rows: Sequence[history.Row], batch_size: int | None) -> float | 
     return seconds * before / known if known else None
 
 
-def read_costs(costs: dict[str, Any]) -> dict[str, Any]:
-    """What a run's row has of profile.measure."""
-    return {
-        "params_millions": costs["params_millions"],
-        "multi_adds_billions": costs["multi_adds_billions"],
-        "latency_ms": costs["latency"]["median_ms"] if "latency" in costs else None,
-    }
+def measure_costs(
+    genotypes: Sequence[Genotype], records: Sequence[run_record.Record], latency: bool
+) -> list[dict[str, Any]]:
+    """What each run's network costs for an image of the run; equal networks are measured once."""
+    known: dict[str, dict[str, Any]] = {}
+    costs = []
+    with Progress("compare", len(records), unit="runs") as progress:
+        for genotype, record in zip(genotypes, records, strict=True):
+            identity, num_classes = record["identity"], len(record["class_names"])
+            size = tuple(record.get(run_record.IMAGE_SIZE) or profile.IMAGE_SIZE)
+            widths = [identity[name] for name in run_record.NETWORK_SHAPE]
+            key = json.dumps([run_record.describe_architecture(genotype), widths, size])
+            if key not in known:
+                network = make_network(genotype, identity, num_classes)
+                _, known[key] = profile.measure(network, num_classes, size, latency=latency)
+            own = known[key]
+            costs.append(
+                {name: own[name] for name in ("params_millions", "multi_adds_billions")}
+                | {"latency_ms": own["latency"]["median_ms"] if latency else None}
+            )
+            progress.advance(1)
+    return costs
 
 
 def find_differences(

@@ -238,6 +238,13 @@ def _sides(text: str) -> list[int]:
     return [values[0], values[-1]]
 
 
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise ValueError("give names of directories, or patterns")
+    return names
+
+
 def _operations(text: str) -> list[str]:
     return list(search_space.validate_operations(text.split(",")))
 
@@ -680,7 +687,7 @@ _list(
     None,
     "The model_dirs of trainings that --mode=eval has evaluated, or quoted patterns such as "
     "'STUDY/*'; what a pattern finds beside trainings is passed over.",
-    lambda text: [name for name in text.split(",") if name],
+    _names,
     "names of directories, or patterns",
     "RUN,RUN,...",
 )

@@ -1,6 +1,7 @@
 """--mode=compare: what it reads of runs, what it refuses, and two real trainings."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -79,9 +80,7 @@ def test_a_fake_study(fake_study, tmp_path):
     assert made == json.loads(output.read_text())
     assert "passed over, as no trainings: ranking, search_0" in done.stderr
     runs = {row["name"]: row for row in made["runs"]}
-    assert list(runs) == [
-        f"train_{name}" for name in ("found_0", "found_1", "random_0", "random_1")
-    ]
+    assert [*runs] == ["train_found_0", "train_found_1", "train_random_0", "train_random_1"]
     first = runs["train_found_0"]
     wanted = {
         **{"model_dir": str(fake_study / "train_found_0"), "group": "found", "search": 5},
@@ -91,10 +90,7 @@ def test_a_fake_study(fake_study, tmp_path):
     }
     assert {key: first[key] for key in wanted} == wanted
     assert first["cells"] == json.loads(TINY_GENOTYPE)["cells"]
-    assert (runs["train_random_1"]["search"], runs["train_random_1"]["super_net_miou"]) == (
-        None,
-        None,
-    )
+    assert {runs["train_random_1"][key] for key in ("search", "super_net_miou")} == {None}
     test, ranks = made["permutation_test"], made["kendall"]
     assert (test["found"], test["random"], test["p_value"]) == (2, 2, pytest.approx(2 / 6))
     assert (ranks["count"], ranks["tau"]) == (3, 1.0) and made["warnings"] == []
@@ -168,6 +164,19 @@ def test_bad_input(fake_study, runs, code, said):
     runs = f"{fake_study}/{runs.replace('ROOT', str(fake_study))}"
     done = train_here("--mode=compare", f"--runs={runs}")
     assert done.code == code and said in done.error
+
+
+def test_nothing_is_named():
+    done = train_here("--mode=compare", "--runs=,")
+    assert done.code == 2 and "--runs=,: give names of directories, or patterns" in done.error
+
+
+def test_numbers_that_are_none_are_left_out(fake_study):
+    run = fake_study / "train_found_0"
+    (run / "history.jsonl").write_text('{"step": 2, "val_miou": NaN}\n')
+    (run / "metrics.json").write_text(json.dumps(METRICS | {"miou": 0.4, "miou_present": math.nan}))
+    first = compare([f"{fake_study}/*"])["runs"][0]
+    assert (first["curve"], first["miou_present"]) == ([], None)
 
 
 def test_time_of_steps_without_a_rate():

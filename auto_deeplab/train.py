@@ -1,4 +1,4 @@
-"""The command: search, decode, train, eval, predict, export, profile, sample and draw.
+"""The command: search, decode, train, eval, predict, export, profile, sample, compare, draw.
 
     python auto_deeplab/train.py --mode=search --flagfile=auto_deeplab/configs/search_cityscapes.cfg
 
@@ -29,6 +29,7 @@ import tensorflow as tf
 from absl import flags
 
 from auto_deeplab.modes import (
+    compare,
     decode,
     draw,
     evaluate,
@@ -177,6 +178,11 @@ def run_mode() -> None:
                 else None,
             )
             print(json.dumps(samples))
+        case "compare":
+            found = compare.compare(
+                FLAGS.runs, output=FLAGS.output, latency=FLAGS.latency, ranking=FLAGS.ranking
+            )
+            print(json.dumps(found))
         case "draw":
             draw.draw(FLAGS.genotype, FLAGS.output)
         case "profile" if FLAGS.cost_table:

@@ -29,6 +29,7 @@ MODES = {
     "export": "writes a trained network as a SavedModel",
     "profile": "counts a network's parameters and multiply-adds",
     "sample": "writes architectures at random, from the space or a search, or its best",
+    "compare": "compares trained networks, found ones with random ones",
     "draw": "draws an architecture: its path and its cells",
 }
 
@@ -41,6 +42,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "export": ("model_dir",),
     "profile": (),
     "sample": ("output_dir",),
+    "compare": ("runs",),
     "draw": ("genotype", "output"),
 }
 """The flags that each mode cannot do without."""
@@ -78,10 +80,10 @@ _SHAPE = (*_LEARNING, "profile")
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
     "data_dir": (*_DATA, "sample"),
-    "model_dir": tuple(mode for mode in MODES if mode != "draw"),
+    "model_dir": tuple(mode for mode in MODES if mode not in ("compare", "draw")),
     "seed": (*_LEARNING, "sample"),
-    "num_classes": (*_DATA, "export", "profile"),
-    "ignore_label": _DATA,
+    "num_classes": (*_DATA, "export", "profile", "sample"),
+    "ignore_label": (*_DATA, "sample"),
     "train_split": _LEARNING,
     "eval_split": (*_DATA, "sample"),
     "eval_every": _LEARNING,
@@ -138,7 +140,7 @@ USED: dict[str, tuple[str, ...]] = {
     "last_layer_learning_rate_multiplier": ("train",),
     "eval_scales": ("eval", "predict"),
     "eval_flip": ("eval", "predict"),
-    "output": ("eval", "draw"),
+    "output": ("eval", "compare", "draw"),
     "input": ("predict",),
     "output_dir": ("predict", "sample"),
     "submission": ("predict",),
@@ -146,11 +148,13 @@ USED: dict[str, tuple[str, ...]] = {
     "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
     "export_probabilities": ("export",),
-    "latency": ("profile",),
+    "latency": ("profile", "compare"),
     "num_samples": ("sample",),
     "sample_best": ("sample",),
     "candidates": ("sample",),
     "batch_norm_batches": ("sample",),
+    "runs": ("compare",),
+    "ranking": ("compare",),
 }
 """Flag -> the modes that use it. To any other mode it is an error (mode_flags.check)."""
 
@@ -234,6 +238,13 @@ def _sides(text: str) -> list[int]:
     if values[0] * values[-1] > LARGEST_IMAGE:
         raise ValueError(f"it has more than {LARGEST_IMAGE} pixels: give a smaller one")
     return [values[0], values[-1]]
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise ValueError("give names of directories, or patterns")
+    return names
 
 
 def _operations(text: str) -> list[str]:
@@ -609,7 +620,8 @@ flags.DEFINE_bool("eval_flip", False, "Averages over the mirror image too.")
 define_path(
     "output",
     None,
-    "The file to write. Of draw it is the picture, whose name ends in .svg or .png. Of eval it is "
+    "The file to write. Of draw it is the picture, whose name ends in .svg or .png. Of compare it "
+    "is a JSON file, of what is printed. Of eval it is "
     "the JSON file for the metrics, and the confusion matrix goes beside it; without it they go "
     "into --model_dir, under names that say which images, scales and checkpoint they are of; see "
     "docs/evaluation.md.",
@@ -659,7 +671,7 @@ flags.DEFINE_bool(
     "latency",
     False,
     "Measures how long the exported network takes for an image of --crop_size on this device. "
-    "Without --crop_size a run's images have the size that most of its data have.",
+    "Without --crop_size, and in compare, a run's images have the size that most of its data have.",
 )
 
 # sample
@@ -688,6 +700,23 @@ _count(
     8,
     "The number of batches on which an architecture's BN statistics are estimated in the super-net "
     "before it is evaluated there; the batches are made as the search makes them.",
+)
+
+# compare
+_list(
+    "runs",
+    None,
+    "The model_dirs of trainings that --mode=eval has evaluated, or quoted patterns such as "
+    "'STUDY/*'; what a pattern finds beside trainings is passed over.",
+    _names,
+    "names of directories, or patterns",
+    "RUN,RUN,...",
+)
+define_path(
+    "ranking",
+    None,
+    "The front.json that says which mIoU architectures have in the super-net. Without it "
+    "ranking/front.json beside the runs is read, where there is one.",
 )
 
 for _name in (

@@ -13,6 +13,7 @@ from auto_deeplab.budget import expected_cost
 from auto_deeplab.modes.data import Devices, PathLike, check_choice
 from auto_deeplab.modes.model_dir import list_defaults, load_genotype, read_training
 from auto_deeplab.modes.train import NetworkOptions
+from auto_deeplab.network.network import Network
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space.genotype import Genotype
@@ -77,19 +78,32 @@ def profile(
     if latency:
         devices.start("profile")
     made = make_network(architecture, options, num_classes)
-    parts = model_cost.count(made, size)
+    parts, costs = measure(made, num_classes, size, latency=latency)
     print(model_cost.format_table(parts, size))
-    costs = model_cost.summarize(parts, size)
     if latency:
-        image = tf.TensorSpec([1, *size, 3], tf.uint8)
-        times = latencies.summarize(latencies.measure(make_answer(made, num_classes), [image]))
+        times = costs["latency"]
         print(
             f"an image of {height} x {width}: {times['median_ms']:.1f} ms in the median of "
             f"{times['runs']} runs, {times['fastest_ms']:.1f} to {times['slowest_ms']:.1f} "
             f"({times['device']}, {times['threads']} threads)"
         )
-        costs["latency"] = times
     return costs
+
+
+def measure(
+    network: Network, num_classes: int, size: tuple[int, int], *, latency: bool
+) -> tuple[list[model_cost.Part], dict[str, Any]]:
+    """What a built network costs for an image of (height, width): its parts, and plain data.
+
+    With `latency` the exported function, from an image's pixels to its labels, is timed.
+    """
+    parts = model_cost.count(network, size)
+    costs = model_cost.summarize(parts, size)
+    if latency:
+        image = tf.TensorSpec([1, *size, 3], tf.uint8)
+        answer = make_answer(network, num_classes)
+        costs["latency"] = latencies.summarize(latencies.measure(answer, [image]))
+    return parts, costs
 
 
 IMAGE_SIZE = (1025, 2049)

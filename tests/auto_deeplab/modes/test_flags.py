@@ -94,6 +94,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("flags")
     convert("cityscapes", str(write_cityscapes(root / "source")), str(root / "data"))
     (root / "genotype.json").write_text(TINY_GENOTYPE)
+    (root / "train_again").symlink_to(root / "train")  # a second training, to compare
     return root
 
 
@@ -123,6 +124,7 @@ def asked(root):
         ("predict", data, trained, out),
         ("predict", pictures, trained, out),
         ("export", trained),
+        ("compare", f"--runs={root / 'train*'}", f"--output={root / 'comparison.json'}"),
         ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
         ("sample", f"--output_dir={root / 'samples'}", "--num_layers=2", "--num_blocks=1"),
         ("sample", f"--output_dir={root / 'ranked'}", found, data, "--num_samples=1"),

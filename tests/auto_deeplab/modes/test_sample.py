@@ -149,7 +149,15 @@ def test_all_its_flags_are_tried_here():
     assert {name for name, modes in USED.items() if "sample" in modes} == {
         *("mode", "output_dir", "num_samples", "seed", "operations", "num_layers", "num_blocks"),
         *("model_dir", "checkpoint", "sample_best", "cost_table", "cost_budget"),
-        *("candidates", "data_dir", "eval_split", "max_eval_images", "batch_norm_batches"),
+        *(
+            "candidates",
+            "data_dir",
+            "num_classes",
+            "ignore_label",
+            "eval_split",
+            "max_eval_images",
+            "batch_norm_batches",
+        ),
     }
 
 

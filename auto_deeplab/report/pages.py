@@ -33,6 +33,15 @@ SHOWN_WIDTH = 480  # of an image on the page, at most
 VOID = (0, 0, 0)
 
 Row = Mapping[str, Any]
+GROUP_NUMBERS = ("miou_mean", "miou_std", "params_millions", "multi_adds_billions")
+RUN_NUMBERS = {
+    **{"seed": "seed", "mIoU": "miou", "mIoU, classes present": "miou_present"},
+    **{"in the super-net": "super_net_miou", "parameters, M": "params_millions"},
+    **{"multiply-adds, B": "multi_adds_billions", "latency, ms": "latency_ms"},
+    **{"steps": "train_steps", "seconds": "train_seconds"},
+}
+"""Columns of the table of runs, and the comparison's key of each."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -62,7 +71,6 @@ def write_run(model_dir: PathLike, record: Row, rows: Sequence[Row]) -> None:
     found = _find_architectures(folder, mode, identity, rows, clock)
     names, palette = record["class_names"], record["palette"]
     flags = folder / "flags.cfg"
-    samples = read_samples(folder)
     name = folder.resolve().name
     text = page.TEMPLATES.get_template("run.html").render(
         title=f"{'Search' if mode == 'search' else 'Training'}: {name}",
@@ -71,13 +79,112 @@ def write_run(model_dir: PathLike, record: Row, rows: Sequence[Row]) -> None:
         numbers=_list_numbers(rows, identity, mode),
         architecture=found,
         curves=_draw_curves(rows, identity, mode, clock),
-        samples=[sample | {"truth_classes": None} for sample in samples],
+        samples=read_samples(folder),
         legend=[*zip(names, palette, strict=True), ("void: does not count", VOID)],
         classes=_draw_classes(rows, names, palette, clock),
         command=shlex.join([*summary.COMMAND, f"--flagfile={flags}"]),
         flags=flags.read_text(encoding="utf-8") if flags.exists() else "",
     )
     write_atomically(folder / FILE, text)
+
+
+def write_comparison(path: PathLike, comparison: Row) -> None:
+    """Writes the page of a comparison, whole or not at all.
+
+    Beside what the comparison says, the page has the curves of the searches that lie beside the
+    runs as search_SEED, and the images that the runs segmented, where these are still there.
+
+    Args:
+        path: the file.
+        comparison: what --mode=compare prints as JSON: runs, groups, permutation_test and kendall.
+
+    Raises:
+        RunError: the page cannot be written.
+        KeyError: it is no comparison.
+    """
+    runs = comparison["runs"]
+    tests = [comparison.get(name) for name in ("permutation_test", "kendall")]
+    names: dict[str, list[tuple[float, float, str]]] = {}
+    for run in runs:
+        if _is_number(run["multi_adds_billions"]) and _is_number(run["miou"]):
+            point = (run["multi_adds_billions"], run["miou"], run["name"])
+            names.setdefault(run["group"], []).append(point)
+    curves = [
+        charts.lay_out_lines(
+            "the searches: val mIoU of the super-net (paper, Fig. 4)",
+            _read_searches(runs),
+            x_label="epoch",
+            right=390,
+        ),
+        charts.lay_out_lines(
+            "the trainings: val mIoU",
+            {run["name"]: run["curve"] for run in runs},
+            x_label="step",
+            right=390,
+        ),
+    ]
+    text = page.TEMPLATES.get_template("comparison.html").render(
+        title=f"Comparison: {Path(path).resolve().parent.name}",
+        lead=f"{len(runs)} retrained networks in {len(comparison['groups'])} groups",
+        sentences=[test["sentence"] for test in tests if test],
+        groups=[
+            [group["group"], group["count"], *(_format(group.get(key)) for key in GROUP_NUMBERS)]
+            for group in comparison["groups"]
+        ],
+        scatter=charts.lay_out_scatter(names, x_label="multiply-adds, billions", y_label="mIoU"),
+        curves=[chart for chart in curves if chart],
+        columns=["run", "group", *RUN_NUMBERS],
+        table=[
+            [
+                *(run["name"], run["group"]),
+                *(_format(run.get(key)) for key in RUN_NUMBERS.values()),
+            ]
+            for run in runs
+        ],
+        images=_gather_images(runs),
+        networks=[
+            (
+                *(run["name"], run["group"]),
+                draw_architecture(Genotype(run["path"], run["cells"], run["cell_of_layer"])),
+            )
+            for run in runs
+        ],
+    )
+    write_atomically(path, text)
+
+
+def _read_searches(runs: Sequence[Row]) -> dict[str, charts.Points]:
+    """The curves of the searches that the runs' networks come from; TensorFlow is not needed."""
+    folders = {
+        f"search_{run['search']}": Path(run["model_dir"]).parent / f"search_{run['search']}"
+        for run in runs
+        if run.get("search") is not None
+    }
+    curves = {}
+    for name, folder in sorted(folders.items()):
+        with contextlib.suppress(OSError, ValueError):
+            lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            curves[name] = [
+                (row["epoch"], row["val_miou"]) for row in rows if _is_number(row.get("val_miou"))
+            ]
+    return curves
+
+
+def _format(value: Any) -> str:
+    if not _is_number(value):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _gather_images(runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each image that a run keeps, what each of them makes of it."""
+    images: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for sample in read_samples(run["model_dir"]):
+            image = images.setdefault(sample["name"], sample | {"runs": []})
+            image["runs"].append((run["name"], sample["prediction"], sample["right"]))
+    return list(images.values())
 
 
 def keep_samples(

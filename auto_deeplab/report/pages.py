@@ -160,7 +160,7 @@ def _read_searches(runs: Sequence[Row]) -> dict[str, charts.Points]:
         for run in runs
         if run.get("search") is not None
     }
-    curves = {}
+    curves: dict[str, charts.Points] = {}
     for name, folder in sorted(folders.items()):
         with contextlib.suppress(OSError, ValueError):
             lines = (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()

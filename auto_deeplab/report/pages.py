@@ -70,7 +70,7 @@ def write_run(model_dir: PathLike, record: Row, rows: Sequence[Row]) -> None:
     clock = "epoch" if all(_is_number(row.get("epoch")) for row in rows) else "step"
     found = _find_architectures(folder, mode, identity, rows, clock)
     names, palette = record["class_names"], record["palette"]
-    flags = folder / "flags.cfg"
+    flags = folder.resolve() / "flags.cfg"
     name = folder.resolve().name
     text = page.TEMPLATES.get_template("run.html").render(
         title=f"{'Search' if mode == 'search' else 'Training'}: {name}",

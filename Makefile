@@ -15,6 +15,8 @@ quickstart: environment
 # Two processes: most of the time, one thread traces graphs. The tests of a file stay in one of them.
 # The second pass is for processors on which TensorFlow starts without oneDNN.
 test: lint
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || \
+		echo "no chromium and chromedriver: report pages are not opened in a browser"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 	TF_ENABLE_ONEDNN_OPTS=0 $(BIN)/python -m pytest -n 2 --dist loadfile -m every_machine
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,27 @@ from official.resizing import resize_bilinear, sides
 from official.segmentation_metrics import count_confusions, summarize
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
+
+SAMPLES = 3  # evenly spaced images of an evaluation that are handed out to be looked at
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of an evaluation, to look at.
+
+    Attributes:
+        name: its file's.
+        image: uint8 [H, W, 3].
+        truth, prediction: integers [H, W]; void in the truth is the data's ignore_label.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+Show = Callable[[list[Sample]], None]
 
 
 def compute_logits(model: Logits, images: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -126,6 +148,8 @@ class Evaluator:
         ignore_label: the label of void pixels, which do not count.
         strategy: every replica works on images of its own.
         scales, flip: as those of `compute_scores`.
+        show: is given SAMPLES evenly spaced images after each evaluation, or as many as there are;
+            of several processes, each has its own.
     """
 
     def __init__(
@@ -137,7 +161,9 @@ class Evaluator:
         strategy: tf.distribute.Strategy,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        show: Show | None = None,
     ) -> None:
+        self._show = show
         self._model, self._strategy = model, strategy
         self._class_names, self._ignore_label = list(class_names), ignore_label
         self._scales, self._flip = [float(scale) for scale in scales], flip
@@ -192,39 +218,61 @@ class Evaluator:
             miou = summarize(confusion.numpy(), self._class_names)["miou"]
             return "no label yet" if miou is None else f"mIoU {miou:.3f}"
 
-        iterator = iter(turns)
+        num_turns = -(-total // self._strategy.num_replicas_in_sync)
+        shown = [number * num_turns // SAMPLES for number in range(SAMPLES)] if self._show else []
+        samples = []
+        iterator, turn = iter(turns), 0
         with Progress(name, total if total >= 0 else None) as progress:
             while True:
                 try:
-                    turn_confusion, turn_images = self.step(iterator)
+                    (turn_confusion, turn_images), answer = self.step(iterator)
                 except tf.errors.OutOfRangeError:
                     break
                 confusion, num_images = confusion + turn_confusion, num_images + turn_images
+                if turn in shown:
+                    samples.append(self._take_sample(*answer))
+                turn += 1
                 progress.advance(self._strategy.num_replicas_in_sync, running_miou)
+        if self._show:
+            self._show(samples)
         return confusion.numpy(), int(num_images)
 
-    def _step(self, iterator: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        confusion, num_images = self._strategy.run(self._count_one, (iterator.get_next(),))
-        return (
+    def _take_sample(self, element: dict[str, Any], prediction: Any) -> Sample:
+        """The image of this process's first replica."""
+
+        def read(value: Any) -> Any:
+            return self._strategy.experimental_local_results(value)[0].numpy()[0]
+
+        name = read(element["filename"]).decode(errors="replace")
+        return Sample(name, read(element["image"]), read(element["label"]), read(prediction))
+
+    def _step(self, iterator: Any) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[Any, Any]]:
+        element = iterator.get_next()
+        confusion, num_images, prediction = self._strategy.run(self._count_one, (element,))
+        counts = (
             self._strategy.reduce("SUM", confusion, axis=None),
             self._strategy.reduce("SUM", num_images, axis=None),
         )
+        return counts, (element, prediction)
 
-    def _count_one(self, element: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """One replica's confusion matrix, int64 [C, C], and number of labelled images, int64."""
+    def _count_one(self, element: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One replica's confusion matrix, int64 [C, C], number of labelled images, int64, and
+        predicted classes, int32 [1, H, W].
+        """
         images, labels = element["image"], element["label"]
         num_classes = len(self._class_names)
         scores = compute_scores(
             self._model, images, num_classes, scales=self._scales, flip=self._flip
         )
+        prediction = tf.argmax(scores, -1, output_type=tf.int32)
         confusion = count_confusions(
             tf.cast(labels, tf.int32),
-            tf.argmax(scores, -1, output_type=tf.int32),
+            prediction,
             num_classes=num_classes,
             ignore_label=self._ignore_label,
         )
         labelled = tf.reduce_any(tf.cast(labels, tf.int32) != self._ignore_label, axis=[1, 2])
-        return confusion, tf.math.count_nonzero(labelled)
+        return confusion, tf.math.count_nonzero(labelled), prediction
 
 
 def make_split_evaluator(
@@ -236,11 +284,12 @@ def make_split_evaluator(
     max_images: int | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    show: Show | None = None,
 ) -> Callable[[], tuple[dict[str, Any], np.ndarray]]:
     """Makes a function that evaluates the model on a split, with the weights of that moment.
 
     Args:
-        model, strategy, scales, flip: as Evaluator's.
+        model, strategy, scales, flip, show: as Evaluator's.
         description: the data directory's.
         split: name of the split.
         max_images: as that of input_pipeline.read_eval_images.
@@ -263,6 +312,7 @@ def make_split_evaluator(
         strategy=strategy,
         scales=scales,
         flip=flip,
+        show=show,
     )
 
     def evaluate() -> tuple[dict[str, Any], np.ndarray]:

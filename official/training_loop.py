@@ -109,6 +109,7 @@ def run(
     steps_per_loop: int = 1,
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
+    reported: Callable[[], None] = lambda: None,
     interrupts: Interrupts | Crew | None = None,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
@@ -143,6 +144,7 @@ def run(
         passes: is given the number of steps made before a step; how often the step goes through
             the network, for the time left.
         writes: False on all workers but the chief.
+        reported: is called where `writes`, when a report stands in history.jsonl.
         interrupts: distribution.interrupts_of the strategy; None: this process is alone.
 
     Returns:
@@ -169,6 +171,8 @@ def run(
         if _is_best(row, history.rows, store.best_step()):
             store.save_best(done)
         history.append(row)
+        if writes:
+            reported()
         measured.start_next()
         return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
 

@@ -20,7 +20,7 @@ SOURCE = r"py|md|cfg|svg|html|toml"  # files of these kinds that are cited are t
 DATA = r"png|json|jsonl|csv|txt"  # of these only where a folder of the repository is named
 FOREIGN_FILES = {
     # what a run writes, or a user
-    *("flags.cfg", "mine.cfg", "index.html"),
+    *("flags.cfg", "mine.cfg", "index.html", "report.html"),
     # other projects: the TF1 release, Cityscapes' own scripts
     *("build_data.py", "build_voc2012_data.py", "build_cityscapes_data.py"),
     *("labels.py", "evalPixelLevelSemanticLabeling.py"),

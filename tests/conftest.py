@@ -12,8 +12,12 @@ atexit.register(gc.freeze)  # as commands do
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell's script
 
+import contextlib  # noqa: E402
+
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
+
+from auto_deeplab.report import pages  # noqa: E402
 
 # Possible only before TensorFlow starts, so it is done for all tests. Nothing else changes by it.
 tf.config.set_logical_device_configuration(
@@ -25,3 +29,9 @@ tf.config.set_logical_device_configuration(
 def two_replicas() -> tf.distribute.Strategy:
     # One for all tests: the collective operations of two strategies in one process collide.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(autouse=True)
+def pages_fail_loudly(monkeypatch):
+    """A run only warns of a page that cannot be written; a test ends there."""
+    monkeypatch.setattr(pages, "only_warned_of", lambda what: contextlib.nullcontext())

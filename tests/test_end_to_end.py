@@ -99,7 +99,7 @@ def is_picture(path):
 def test_search_leaves_what_the_contract_says(search_dir):
     assert {path.name for path in search_dir.iterdir()} == {
         *("checkpoints", "flags.cfg", "run.json", "history.jsonl", "summaries"),
-        *("genotype.json", "figures"),
+        *("genotype.json", "figures", "report.html", "samples.json"),
     }
     for name in ("network", "cell", "history"):
         assert is_picture(search_dir / "figures" / f"{name}.png")
@@ -126,7 +126,7 @@ def test_search_leaves_what_the_contract_says(search_dir):
 
 def test_decode_makes_the_same_genotype_again(search_dir):
     before = {path: path.read_bytes() for path in search_dir.rglob("*") if path.is_file()}
-    made = ("genotype.json", "network.png", "cell.png", "history.png")
+    made = ("genotype.json", "network.png", "cell.png", "history.png", "report.html")
     for path in before:
         if path.name in made:
             path.unlink()
@@ -149,6 +149,7 @@ def test_decode_makes_the_same_genotype_again(search_dir):
 def test_train_leaves_what_the_contract_says(search_dir, train_dir):
     assert {path.name for path in train_dir.iterdir()} >= {
         *("checkpoints", "flags.cfg", "run.json", "history.jsonl", "genotype.json", "figures"),
+        *("report.html", "samples.json"),
     }
     assert is_picture(train_dir / "figures" / "history.png")
     copied, found = (genotype.load(place / "genotype.json") for place in (train_dir, search_dir))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from official import distribution, input_pipeline
 from official.errors import UsageError
-from official.evaluation import Logits, make_split_evaluator
+from official.evaluation import Logits, Show, make_split_evaluator
 from official.preprocessing import RANDOM_SCALES
 from official.progress import say
 from official.records import Description, read_description
@@ -283,10 +283,11 @@ def make_validation(
     split: str,
     strategy: tf.distribute.Strategy,
     max_images: int | None,
+    show: Show | None = None,
 ) -> Callable[[], Row]:
     """A function that evaluates the model as it is now, in the words of history.jsonl."""
     evaluate = make_split_evaluator(
-        model, description, split, strategy=strategy, max_images=max_images
+        model, description, split, strategy=strategy, max_images=max_images, show=show
     )
 
     def row() -> Row:
@@ -295,6 +296,7 @@ def make_validation(
             "val_miou": metrics["miou"],
             "val_miou_present": metrics["miou_present"],
             "val_images": metrics["num_images"],
+            "val_per_class_iou": metrics["per_class_iou"],
         }
 
     return row

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from auto_deeplab.modes.data import PathLike
+from auto_deeplab.modes.model_dir import write_page
 from auto_deeplab.report import figures
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import locate_checkpoint
@@ -69,6 +70,7 @@ def write_architecture(
     if rows:
         uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
         figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"), uniform)
+    write_page(model_dir)
     say(genotype.describe())
     say(f"decoded at step {step}: {model_dir}/{run_record.GENOTYPE}, pictures in figures/")
     return genotype

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from auto_deeplab.modes.data import PathLike
 from auto_deeplab.network.network import Network
+from auto_deeplab.report import pages
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.run_record import Record
 from auto_deeplab.runs.saved_network import load_network as load_saved_network
@@ -21,7 +22,7 @@ from auto_deeplab.space import genotype as genotypes
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints, distribution, history, optimizers
 from official.errors import RunError, UsageError, shorten
-from official.evaluation import Logits
+from official.evaluation import Logits, Sample, Show
 from official.files import own_directory, remove_leftovers, write_atomically
 from official.progress import say
 from official.records import Description
@@ -130,6 +131,22 @@ def write_record(
     run_record.write(model_dir, mode, identity, own | (facts or {}))
     if flagfile is not None:
         write_atomically(os.path.join(model_dir, run_record.FLAGS_FILE), flagfile)
+
+
+def write_page(model_dir: str) -> None:
+    """Writes report.html from what stands in model_dir; a failure is only warned of."""
+    with pages.only_warned_of(os.path.join(model_dir, pages.FILE)):
+        pages.write_run(model_dir, run_record.read_if_there(model_dir), history.read(model_dir))
+
+
+def keep_samples(model_dir: str, description: Description) -> Show:
+    """What keeps the samples of an evaluation for the page; a failure is only warned of."""
+
+    def keep(samples: list[Sample]) -> None:
+        with pages.only_warned_of(os.path.join(model_dir, pages.SAMPLES)):
+            pages.keep_samples(model_dir, description.palette, samples)
+
+    return keep
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """--mode=search: weights alone first, then weights and architecture in turn (paper, Sec. 4.2)."""
 
+import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,14 +30,17 @@ from auto_deeplab.modes.model_dir import (
     check_model_dir,
     explain_bad_loss,
     identify_data,
+    keep_samples,
     list_defaults,
     make_identity,
     own_model_dir,
     restore,
+    write_page,
     write_record,
 )
+from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.report import summary
-from auto_deeplab.runs import run_record
+from auto_deeplab.runs import run_record, saved_network
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.bilevel import CostTerm, Search
 from auto_deeplab.search.execution import RECOMPUTE
@@ -44,7 +48,7 @@ from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.search.trellis import STEM_STRIDES, default_stem_filters
 from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
-from official import distribution, input_pipeline, optimizers, schedules
+from official import distribution, input_pipeline, model_cost, optimizers, schedules
 from official.errors import UsageError
 from official.progress import say
 from official.records import Description
@@ -303,16 +307,20 @@ def search(
             )
 
         evaluate = make_validation(
-            searching.logits, description, data.eval_split, strategy, reports.max_eval_images
+            *(searching.logits, description, data.eval_split, strategy, reports.max_eval_images),
+            show=keep_samples(model_dir, description) if is_chief else None,
         )
+        count_cost = make_cost_counter(description.num_classes, batches.crop_size)
 
         def report(done: int) -> Row:
             in_phase_one = done <= first_search_step
+            found = bilevel.report(architecture, searching.expected_cost())
             return {
                 "phase": "weights" if in_phase_one else "weights and architecture",
                 "learning_rate": float(rate(done - 1)),
                 **evaluate(),
-                **bilevel.report(architecture, searching.expected_cost()),
+                **found,
+                **(count_cost(bilevel.decode(architecture, {})[0]) if is_chief else {}),
             }
 
         def stream(number: int, first_step: int) -> Iterator[Any]:
@@ -359,6 +367,7 @@ def search(
             steps_per_loop=compilation.steps_per_loop,
             passes=bilevel.count_passes(first_search_step, schedule.second_order),
             writes=is_chief,
+            reported=lambda: write_page(model_dir),
             interrupts=distribution.interrupts_of(strategy),
         )
         if not is_chief:
@@ -379,6 +388,22 @@ def search(
             )
         )
         return genotype
+
+
+def make_cost_counter(
+    num_classes: int, crop_size: tuple[int, int]
+) -> Callable[[Genotype], dict[str, float]]:
+    """A function that counts what a network would cost for a crop, with the widths of
+    NetworkOptions; a network that did not change is not counted again.
+    """
+
+    @functools.lru_cache(maxsize=1)
+    def count(genotype: Genotype) -> dict[str, float]:
+        network = saved_network.make_network(genotype, vars(NetworkOptions()), num_classes)
+        costs = model_cost.summarize(model_cost.count(network, crop_size), crop_size)
+        return {name: costs[name] for name in ("params_millions", "multi_adds_billions")}
+
+    return count
 
 
 def make_supernet(

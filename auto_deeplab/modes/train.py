@@ -27,11 +27,13 @@ from auto_deeplab.modes.model_dir import (
     check_model_dir,
     explain_bad_loss,
     identify_data,
+    keep_samples,
     list_defaults,
     load_genotype,
     make_identity,
     own_model_dir,
     restore,
+    write_page,
     write_record,
 )
 from auto_deeplab.network.network import Network
@@ -239,6 +241,7 @@ def train(
         evaluate = make_validation(
             *(as_logits(averaged or trained), description, data.eval_split),
             *(strategy, reports.max_eval_images),
+            show=keep_samples(model_dir, description) if is_chief else None,
         )
 
         def explain(loss: str, step: int, prefix: str | None) -> str:
@@ -275,10 +278,12 @@ def train(
             explain=explain,
             steps_per_loop=compilation.steps_per_loop,
             writes=is_chief,
+            reported=lambda: write_page(model_dir),
             interrupts=distribution.interrupts_of(strategy),
         )
         if is_chief:
             figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"))
+            write_page(model_dir)
             say(f"trained: {start.store.latest()}")
             say(
                 summary.summarize_training(

@@ -1,7 +1,7 @@
 """Pieces of a page for people: one HTML file that needs no other file and asks no server.
 
 Every function returns HTML; whatever text it is given is escaped. Pictures become a part of the
-page. The look is in page.html, for light and dark screens, wide and narrow ones.
+page. The look is in templates/base.html, for light and dark screens, wide and narrow ones.
 """
 
 import base64
@@ -10,12 +10,20 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from string import Template
+
+import jinja2
+from markupsafe import Markup
 
 from official.files import write_atomically
 
 LONGEST_LINE = 92  # of a command, in characters
-TEMPLATE = Path(__file__).resolve().with_name("page.html")
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).resolve().with_name("templates")),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def write(path: str | os.PathLike[str], title: str, *parts: str) -> None:
@@ -29,12 +37,12 @@ def write(path: str | os.PathLike[str], title: str, *parts: str) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    write_atomically(path, template.substitute(title=html.escape(title), body="\n".join(parts)))
+    template = TEMPLATES.get_template("base.html")
+    write_atomically(path, template.render(title=title, body=Markup("\n".join(parts))))
 
 
 def element(tag: str, text: str, style: str = "") -> str:
-    """A tag with text in it; `style` is one of the classes of page.html."""
+    """A tag with text in it; `style` is one of the classes of base.html."""
     kind = f' class="{html.escape(style)}"' if style else ""
     return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
 

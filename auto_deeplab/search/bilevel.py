@@ -25,6 +25,8 @@ from official.training_step import (
     undo_bad,
 )
 
+DIGITS = 5  # of the probabilities in a report
+
 Batch = dict[str, tf.Tensor]
 """One replica's part: "image" float32 [n, h, w, 3], values 0..255, and "label" int32 [n, h, w]."""
 
@@ -285,7 +287,7 @@ def report(
     """What each report says about the architecture: entropies (nats), counts, path and cell.
 
     Where alpha is untied, skip_connects is that of the cell with the most, and all cells of the
-    path are listed, with the one of each layer.
+    path are listed, with the one of each layer. alpha and beta are their probabilities, rounded.
 
     Args:
         architecture: alpha and beta.
@@ -305,4 +307,6 @@ def report(
         "path": genotype.path,
         **cells,
         **({"expected_cost": float(cost[1])} if cost else {}),
+        "alpha": alpha.round(DIGITS).tolist(),
+        "beta": beta.round(DIGITS).tolist(),
     }

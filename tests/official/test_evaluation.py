@@ -117,6 +117,38 @@ def test_two_replicas_and_their_void_padding_equal_one_device(two_replicas, more
     assert evaluator.step.experimental_get_tracing_count() == 1
 
 
+def test_what_is_shown_is_what_is_counted(two_replicas):
+    elements = [
+        {**element, "filename": np.array([f"{number}.png".encode()], object)}
+        for number, element in enumerate(examples([(7, 9), (12, 5), (8, 8), (1, 6)]))
+    ]
+    signature = {
+        "image": tf.TensorSpec([1, None, None, 3], tf.uint8),
+        "label": tf.TensorSpec([1, None, None], tf.uint8),
+        "filename": tf.TensorSpec([1], tf.string),
+    }
+    images = tf.data.Dataset.from_generator(lambda: iter(elements), output_signature=signature)
+    images = images.apply(tf.data.experimental.assert_cardinality(len(elements)))
+    with two_replicas.scope():
+        model = stand_in()
+    # Of four images, those at 0/3, 1/3 and 2/3; of two replicas' two turns, the first one's.
+    for strategy, names in (
+        (None, ["0.png", "1.png", "2.png"]),
+        (two_replicas, ["0.png", "2.png"]),
+    ):
+        shown = []
+        evaluator = Evaluator(model, **settings(strategy, show=shown.append))
+        for number in range(2):
+            assert evaluator(images)[0] == Evaluator(model, **settings())(images)[0]
+            assert [sample.name for sample in shown[number]] == names
+        for sample in shown[0]:
+            element = elements[int(sample.name[0])]
+            np.testing.assert_array_equal(sample.image, element["image"][0])
+            np.testing.assert_array_equal(sample.truth, element["label"][0])
+            answer = np.argmax(model(element["image"].astype(np.float32))[0], -1)
+            np.testing.assert_array_equal(sample.prediction, answer)
+
+
 def test_scores_of_one_scale_are_the_logits_bit_for_bit():
     model, image = stand_in(), examples()[0]["image"]
     for scales in ((1.0,), [1.0], (1,)):

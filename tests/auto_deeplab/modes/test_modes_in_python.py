@@ -42,6 +42,11 @@ def test_from_a_search_to_an_export(data, tmp_path, capsys):
         "schedule": TrainSchedule(train_steps=1, learning_rate=0.01),
     }
     train.train(tmp_path / "run", data, batches, found, **options)
+    for folder in (tmp_path / "search", tmp_path / "run"):
+        text = (folder / "report.html").read_text()
+        assert "The network" in text and "IoU of each class" in text
+        # Both of the two validation images.
+        assert text.count('alt="predicted labels"') == 2
     metrics = evaluate.evaluate(tmp_path / "run", data, output=tmp_path / "mine.json")
     assert metrics == json.loads((tmp_path / "mine.json").read_text()) and metrics["step"] == 1
     pictures = data.data_dir.parent / "source" / "leftImg8bit" / "val"

@@ -40,6 +40,7 @@ from auto_deeplab.modes import (
     profile,
     sample,
     search,
+    study,
     train,
 )
 from auto_deeplab.modes.data import Batches, Compilation, Data, Devices, Reports
@@ -183,6 +184,12 @@ def run_mode() -> None:
                 FLAGS.runs, output=FLAGS.output, latency=FLAGS.latency, ranking=FLAGS.ranking
             )
             print(json.dumps(found))
+        case "study":
+            study.study(
+                *(FLAGS.model_dir, of(study.Plan)),
+                print_commands=FLAGS.print_commands,
+                command=(sys.executable, sys.argv[0]),
+            )
         case "draw":
             draw.draw(FLAGS.genotype, FLAGS.output)
         case "profile" if FLAGS.cost_table:

@@ -12,7 +12,7 @@ from auto_deeplab.modes import profile
 from auto_deeplab.modes.data import Batches, Devices, PathLike
 from auto_deeplab.modes.model_dir import list_defaults
 from auto_deeplab.modes.train import NetworkOptions, PixelWeights, TrainSchedule
-from auto_deeplab.report import comparison
+from auto_deeplab.report import comparison, pages
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import make_network
 from auto_deeplab.space.genotype import Genotype
@@ -84,7 +84,9 @@ def compare(
     if output:
         make_directory(os.path.dirname(os.path.abspath(output)))
         write_atomically(output, json.dumps(whole, indent=1) + "\n")
-        say(f"written: {output}")
+        page = os.path.join(os.path.dirname(output), "report.html")
+        pages.write_comparison(page, whole)
+        say(f"written: {output}, {page}")
     return whole
 
 

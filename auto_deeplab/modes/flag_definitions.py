@@ -29,6 +29,7 @@ MODES = {
     "export": "writes a trained network as a SavedModel",
     "profile": "counts a network's parameters and multiply-adds",
     "sample": "writes architectures at random, from the space or a search, or its best",
+    "study": "searches, draws at random, trains and compares; each part is a command",
     "compare": "compares trained networks, found ones with random ones",
     "draw": "draws an architecture: its path and its cells",
 }
@@ -42,6 +43,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "export": ("model_dir",),
     "profile": (),
     "sample": ("output_dir",),
+    "study": ("data_dir", "model_dir", "search_flagfile", "train_flagfile"),
     "compare": ("runs",),
     "draw": ("genotype", "output"),
 }
@@ -79,7 +81,7 @@ _SHAPE = (*_LEARNING, "profile")
 
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
-    "data_dir": (*_DATA, "sample"),
+    "data_dir": (*_DATA, "sample", "study"),
     "model_dir": tuple(mode for mode in MODES if mode not in ("compare", "draw")),
     "seed": (*_LEARNING, "sample"),
     "num_classes": (*_DATA, "export", "profile", "sample"),
@@ -153,6 +155,13 @@ USED: dict[str, tuple[str, ...]] = {
     "sample_best": ("sample",),
     "candidates": ("sample",),
     "batch_norm_batches": ("sample",),
+    "search_flagfile": ("study",),
+    "train_flagfile": ("study",),
+    "num_searches": ("study",),
+    "num_random": ("study",),
+    "presets": ("study",),
+    "front": ("study",),
+    "print_commands": ("study",),
     "runs": ("compare",),
     "ranking": ("compare",),
 }
@@ -700,6 +709,32 @@ _count(
     8,
     "The number of batches on which an architecture's BN statistics are estimated in the super-net "
     "before it is evaluated there; the batches are made as the search makes them.",
+)
+
+# study
+flags.DEFINE_string(
+    "search_flagfile", None, "The flagfile of the study's searches, which differ in --seed alone."
+)
+flags.DEFINE_string(
+    "train_flagfile", None, "The flagfile of the study's trainings, which differ in --genotype."
+)
+flags.DEFINE_integer("num_searches", 3, "The number of searches.", lower_bound=0)
+flags.DEFINE_integer(
+    "num_random", 3, "The number of architectures drawn from the space uniformly.", lower_bound=0
+)
+flags.DEFINE_list("presets", ["published"], "Presets that are trained like what is found.")
+flags.DEFINE_integer(
+    "front",
+    0,
+    "So many architectures of the first search's Pareto front are trained too: of mIoU in its "
+    "super-net against multiply-adds.",
+    lower_bound=0,
+)
+flags.DEFINE_bool(
+    "print_commands",
+    False,
+    "Prints the parts instead of running them, one a line: stage, name, the parts that it needs, "
+    "command, divided by tabs. What is of one stage can run at the same time.",
 )
 
 # compare

@@ -79,7 +79,9 @@ def rank(
     rows: Sequence[Mapping[str, Any]],
     ranking: Ranking,
 ) -> list[dict[str, Any]]:
-    """Writes front.json and front.png; goes on where a process before it ended.
+    """Writes front.json, front.png and front/000/genotype.json, 001, ..., the best of them first.
+
+    It goes on where a process before it ended.
 
     Args:
         output_dir: holds the architectures, each in a folder of its name.
@@ -159,7 +161,12 @@ def rank(
     front = {**how, "samples": result}
     write_atomically(Path(output_dir, FRONT), json.dumps(front, indent=1) + "\n")
     figures.draw_front(result, Path(output_dir, "front.png"))
-    say(f"{sum(on_front)} of {len(result)} are on the front: {output_dir}/{FRONT}, front.png")
+    best = [row for row in result if row["on_front"]]
+    for number, row in enumerate(best):
+        copy = Path(output_dir, "front", f"{number:03d}", run_record.GENOTYPE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        genotypes[row["name"]].save(copy)
+    say(f"{len(best)} of {len(result)} are on the front: {output_dir}/{FRONT}, front.png")
     return result
 
 

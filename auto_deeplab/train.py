@@ -1,4 +1,4 @@
-"""The command: search, decode, train, eval, predict, export, profile, sample, compare, draw.
+"""The command: search, decode, train, eval, predict, export, profile, sample, study, compare, draw.
 
     python auto_deeplab/train.py --mode=search --flagfile=auto_deeplab/configs/search_cityscapes.cfg
 

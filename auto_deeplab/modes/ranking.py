@@ -93,8 +93,8 @@ def rank(
         ranking: how each is tried.
 
     Returns:
-        the rows, the best first, with "miou", "cost" and its "unit", "on_front", and "genotype",
-        the file's name within output_dir.
+        the rows, the best first, with "cells", "miou", "cost" and its "unit", "on_front", and
+        "genotype", the file's name within output_dir.
 
     Raises:
         UsageError: the data is not the search's.
@@ -149,11 +149,13 @@ def rank(
             progress.advance(1, lambda name=name: f"{name}: mIoU {ranked[name]:.3f}")  # type: ignore[misc]
 
     size = description.most_frequent_size()
-    result = [
-        {**_count(genotypes[row["name"]], size, description.num_classes), **row}
-        | {"miou": ranked[row["name"]], "genotype": f"{row['name']}/{run_record.GENOTYPE}"}
-        for row in rows
-    ]
+    result: list[dict[str, Any]] = []
+    for row in rows:
+        name, genotype = row["name"], genotypes[row["name"]]
+        cells = {"cells": genotype.cells, "cell_of_layer": genotype.cell_of_layer}
+        worth = {"miou": ranked[name], "genotype": f"{name}/{run_record.GENOTYPE}"}
+        cost = {} if "cost" in row else _count(genotype, size, description.num_classes)
+        result.append({**row, **cells, **worth, **cost})
     on_front = find_front([(row["miou"], row["cost"]) for row in result])
     for row, is_on in zip(result, on_front, strict=True):
         row["on_front"] = is_on

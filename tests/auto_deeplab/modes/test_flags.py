@@ -127,6 +127,10 @@ def asked(root):
         ("compare", f"--runs={root / 'train*'}", f"--output={root / 'comparison.json'}"),
         ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
         ("sample", f"--output_dir={root / 'samples'}", "--num_layers=2", "--num_blocks=1"),
+        (
+            *("study", data, f"--model_dir={root / 'study'}", "--print_commands"),
+            *("--search_flagfile=search_small.cfg", "--train_flagfile=train_small.cfg"),
+        ),
         ("sample", f"--output_dir={root / 'ranked'}", found, data, "--num_samples=1"),
     )
     asked = {mode: set() for mode in MODES}

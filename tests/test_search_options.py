@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,7 +14,10 @@ from tfrecords_tools.convert import convert
 
 OPERATIONS = "--operations=sep_conv_3x3,skip_connect,none"
 WEIGHTS = ",".join(["2"] + ["1"] * 18)
-BEYOND = ("--alpha_sharing=layer", "--second_order", f"--class_weights={WEIGHTS}")
+BEYOND = (
+    *("--alpha_sharing=layer", "--partial_channels=2", "--second_order"),
+    f"--class_weights={WEIGHTS}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +64,14 @@ def test_a_search_with_everything(searched, table):
     for row in rows:
         # No cell can cost less or more than the table says.
         assert table[1]["cheapest"] < row["expected_cost"] < table[1]["dearest"]
+        # One block of two inputs, one of three, whose weights are nearly alike at the begin.
+        assert 0 < row["edge_entropy"] <= (np.log(2) + np.log(3)) / 2 + 1e-6
         assert row["cell_of_layer"] == [0, 1] and len(row["cells"]) == 2 and "cell" not in row
     # Nearly uniform alphas and betas are above the budget, and here little else counts.
     assert rows[1]["expected_cost"] < rows[0]["expected_cost"]
     found = genotype.load(directory / "genotype.json")
     assert found.cell_of_layer == (0, 1) and found.meta["alpha_sharing"] == "layer"
+    assert found.meta["partial_channels"] == 2 and np.shape(found.meta["edge_weights"]) == (2, 5)
     for name in ("network", "cell", "history"):
         with Image.open(directory / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 200
@@ -137,6 +144,7 @@ def test_a_search_from_before_some_flags_goes_on_with_their_defaults(root, searc
     ("changed", "name"),
     [
         ("--alpha_sharing=level", "alpha_sharing"),
+        ("--partial_channels=1", "partial_channels"),
         ("--second_order=false", "second_order"),
         ("--arch_betas=0.5,0.999", "arch_betas"),
         ("--gradient_clip_norm=5", "gradient_clip_norm"),

@@ -47,6 +47,7 @@ def make_architecture(identity: Mapping[str, Any]) -> Architecture:
         operations=tuple(identity["operations"]),
         seed=identity["seed"],
         alpha_sharing=identity.get("alpha_sharing", "global"),
+        partial_channels=identity.get("partial_channels", 1),
     )
 
 

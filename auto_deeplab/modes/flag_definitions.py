@@ -124,6 +124,7 @@ USED: dict[str, tuple[str, ...]] = {
     "num_blocks": ("search", "profile", "sample"),
     "recompute": ("search",),
     "alpha_sharing": ("search",),
+    "partial_channels": ("search",),
     "second_order": ("search",),
     "cost_table": ("search", "profile", "sample"),
     "cost_metric": ("profile",),
@@ -173,7 +174,14 @@ SEARCH_IDENTITY = (
     *("learning_rate", "min_learning_rate", "weight_decay", "gradient_clip_norm"),
     *("arch_learning_rate", "arch_weight_decay", "arch_betas"),
     *("operations", "num_layers", "num_blocks", "filter_multiplier", "stem_filters"),
-    *("class_weights", "alpha_sharing", "second_order", "cost_weight", "cost_budget"),
+    *(
+        "class_weights",
+        "alpha_sharing",
+        "partial_channels",
+        "second_order",
+        "cost_weight",
+        "cost_budget",
+    ),
     *("precision", "sync_batch_norm"),
 )
 TRAIN_IDENTITY = (
@@ -530,6 +538,13 @@ flags.DEFINE_enum(
     "global",
     list(search_space.ALPHA_SHARING),
     "Which cells share one alpha: all, those of a level, or those of a layer.",
+)
+_count(
+    "partial_channels",
+    1,
+    "K of PC-DARTS: in the cells of the search the operations see 1/K of the channels, and the "
+    "edges have weights beside alpha. K must divide --filter_multiplier; 1 is the paper. Described "
+    "in docs/beyond_the_paper.md.",
 )
 flags.DEFINE_bool(
     "second_order",

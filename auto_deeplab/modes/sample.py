@@ -21,8 +21,8 @@ from auto_deeplab.modes.model_dir import load_genotype
 from auto_deeplab.modes.ranking import Ranking, encode_all, rank
 from auto_deeplab.runs import run_record
 from auto_deeplab.runs.saved_network import locate_checkpoint
+from auto_deeplab.space import decoding, sampling, search_space
 from auto_deeplab.space import genotype as genotypes
-from auto_deeplab.space import sampling, search_space
 from auto_deeplab.space.genotype import Genotype
 from official import checkpoints
 from official.errors import RunError, UsageError
@@ -112,6 +112,9 @@ def sample(
         where = locate_checkpoint(model_dir, os.fspath(checkpoint) if checkpoint else None)
         _, step = checkpoints.restore_newest(where, {"architecture": architecture.variables})
         alpha, beta = (part.numpy() for part in architecture(None))
+        edge_weights = architecture.edge_weights()
+        if edge_weights is not None:
+            alpha = decoding.weigh(alpha, edge_weights.numpy())
         space = Space(architecture.operations, architecture.num_layers, architecture.num_blocks)
         sharing = architecture.alpha_sharing
         origin = {"dataset": record["dataset"], "search_seed": record["identity"]["seed"]}

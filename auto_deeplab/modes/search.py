@@ -66,6 +66,8 @@ class SearchSpace:
         stem_filters: channels of the stem's two or three convolutions; None: those that the run
             in model_dir began with, or trellis.default_stem_filters.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
+        partial_channels: K: the operations of a cell see 1/K of the channels, and edges have
+            weights; 1: all of them.
     """
 
     operations: tuple[str, ...] = search_space.OPERATIONS
@@ -74,6 +76,7 @@ class SearchSpace:
     filter_multiplier: int = 8
     stem_filters: tuple[int, ...] | None = None
     alpha_sharing: str = "global"
+    partial_channels: int = 1
 
     def check(self) -> None:
         """Raises UsageError if that is no search space."""
@@ -82,6 +85,13 @@ class SearchSpace:
         except ValueError as error:
             raise UsageError(f"--operations: {error}") from None
         check_choice("alpha_sharing", self.alpha_sharing, search_space.ALPHA_SHARING)
+        check_positive(self, "partial_channels")
+        if self.filter_multiplier % self.partial_channels:
+            raise UsageError(
+                f"--partial_channels={self.partial_channels} does not divide "
+                f"--filter_multiplier={self.filter_multiplier}: operations see a whole part of the "
+                "channels; choose one that does"
+            )
         if self.stem_filters is not None and len(self.stem_filters) not in STEM_STRIDES:
             raise UsageError(
                 f"--stem_filters={','.join(map(str, self.stem_filters))}: give two or three numbers"
@@ -418,6 +428,7 @@ def make_supernet(
         filter_multiplier=space.filter_multiplier,
         stem_filters=space.stem_filters,
         alpha_sharing=space.alpha_sharing,
+        partial_channels=space.partial_channels,
         recompute=recompute,
         sync_batch_norm=compilation.sync_batch_norm,
         jit_compile=compilation.jit_compile,

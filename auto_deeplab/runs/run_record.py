@@ -344,6 +344,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda value: value is None or _is_whole(value, 0, 2**31 - 1),
     "stem_filters": lambda value: value is None or _are_widths(value),
     "operations": _are_operations,
+    "partial_channels": partial(_is_whole, least=1, most=LARGEST),
     "alpha_sharing": lambda value: value in search_space.ALPHA_SHARING,
     "fine_tune_batch_norm": lambda value: isinstance(value, bool),
     "sizes": _is_scale,

@@ -16,12 +16,16 @@ class Architecture(keras.layers.Layer):
     A layer of its own, outside the super-net: the architecture is one group of variables, the
     super-net's weights are the other.
 
+    Beside each alpha there may be logits of the cell's edges, [edges] or [G, edges] (PC-DARTS,
+    arXiv:1907.05737, Sec. 3.3).
+
     Args:
         num_layers: L.
         num_blocks: B.
         operations: names, the columns of alpha.
         seed: of the initial values, a standard Gaussian times 1e-3 (Sec. 5.1).
         alpha_sharing: one of search_space.ALPHA_SHARING.
+        partial_channels: K of the super-net; above 1 the edges have logits.
     """
 
     def __init__(
@@ -32,10 +36,11 @@ class Architecture(keras.layers.Layer):
         operations: tuple[str, ...],
         seed: int,
         alpha_sharing: str = "global",
+        partial_channels: int = 1,
     ) -> None:
         super().__init__(name="architecture")
         self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
-        self.alpha_sharing = alpha_sharing
+        self.alpha_sharing, self.partial_channels = alpha_sharing, partial_channels
 
         def logits(name: str, shape: tuple[int, ...], seed: int) -> keras.Variable:
             initial = keras.initializers.RandomNormal(stddev=1e-3, seed=seed)
@@ -47,6 +52,11 @@ class Architecture(keras.layers.Layer):
         shape = (search_space.num_cell_edges(num_blocks), len(operations))
         self.alpha = logits("alpha", shape if count == 1 else (count, *shape), 2 * seed)
         self.beta = logits("beta", (num_layers, search_space.NUM_LEVELS, 3), 2 * seed + 1)
+        self.edges = (
+            logits("edges", tuple(self.alpha.shape[:-1]), 2**32 - 1 - seed)
+            if partial_channels > 1
+            else None
+        )
         self.legal = make_legal_mask(num_layers)
         self.built = True
 
@@ -63,6 +73,17 @@ class Architecture(keras.layers.Layer):
         alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))  # Eq. 4
         beta = masked_softmax(tf.convert_to_tensor(self.beta), self.legal)  # Eqs. 7, 8
         return alpha, beta
+
+    def edge_weights(self) -> tf.Tensor | None:
+        """The weights of the cell's edges, float32 [edges] or [G, edges]; None without such logits.
+
+        Those of the edges that end in one block sum to 1.
+        """
+        if self.edges is None:
+            return None
+        inputs = [2 + block for block in range(self.num_blocks)]
+        blocks = tf.split(tf.convert_to_tensor(self.edges), inputs, axis=-1)
+        return tf.concat([tf.nn.softmax(block) for block in blocks], -1)
 
     def alpha_of(self, alpha: tf.Tensor, layer: int, level: int) -> tf.Tensor:
         """The part of a normalised alpha that node (layer, level) has: [edges, operations]."""

@@ -106,7 +106,10 @@ class Search:
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """The super-net's answer in evaluation: logits float32 [N, H, W, C] of images in 0..255."""
-        return self.supernet(images, *self.architecture(), training=False)[0]
+        edge_weights = self.architecture.edge_weights()
+        return self.supernet(
+            images, *self.architecture(), training=False, edge_weights=edge_weights
+        )[0]
 
     def step(self, batch_a: Batch, batch_b: Batch | None = None) -> Losses:
         """One step: of w on batch_a, then, if there is a batch_b, of alpha and beta on it.
@@ -227,7 +230,10 @@ class Search:
         def forward() -> tuple[tf.Tensor, Any]:
             alpha, beta = self.architecture()
             logits, statistics = self.supernet(
-                batch["image"], alpha, beta, training=True, fixed_weights=fixed_weights
+                *(batch["image"], alpha, beta),
+                training=True,
+                fixed_weights=fixed_weights,
+                edge_weights=self.architecture.edge_weights(),
             )
             loss = mean_loss(
                 batch["label"],
@@ -274,9 +280,13 @@ def decode(architecture: Architecture, meta: dict[str, Any]) -> tuple[Genotype, 
         meta: what the genotype says of where it comes from.
     """
     alpha, beta = (tensor.numpy() for tensor in architecture())
+    edge_weights = architecture.edge_weights()
+    if edge_weights is not None:
+        meta = {**meta, "partial_channels": architecture.partial_channels}
     genotype = decoding.decode(
         *(alpha, beta, architecture.operations, architecture.num_blocks, meta),
         alpha_sharing=architecture.alpha_sharing,
+        edge_weights=None if edge_weights is None else edge_weights.numpy(),
     )
     return genotype, beta
 
@@ -299,9 +309,13 @@ def report(
         cells: dict[str, Any] = {"cell": genotype.cells[0]}
     else:
         cells = {"cells": genotype.cells, "cell_of_layer": genotype.cell_of_layer}
+    edges: dict[str, Any] = {}
+    if "edge_weights" in genotype.meta:
+        edges["edge_entropy"] = decoding.edge_entropy(genotype.meta["edge_weights"])
     return {
         "alpha_entropy": decoding.alpha_entropy(alpha),
         "beta_entropy": decoding.beta_entropy(beta),
+        **edges,
         "skip_connects": max(map(decoding.count_skip_connects, genotype.cells)),
         "none_edges": decoding.count_none_edges(alpha, architecture.operations),
         "path": genotype.path,

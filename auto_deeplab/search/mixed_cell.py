@@ -10,6 +10,10 @@ has no learned scale in the search).
 The weights of edges are packed *by source*: those that leave H^{l-1}, then H^{l-2}, then block 0,
 block 1, ...; within a source by destination. `tests/auto_deeplab/reference.py` is the plain form
 that this equals.
+
+With partial channels (PC-DARTS, arXiv:1907.05737, Sec. 3.2) an edge's operations see the first C/K
+channels of a state, and the others pass. Edges then have weights. All edges that end in a block
+shuffle its channels alike, so that it is done once, to their sum.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +53,7 @@ class MixedCell(keras.layers.Layer):
         operations: names, the columns of alpha.
         num_blocks: B.
         channels: C, of every block.
+        partial_channels: K, which divides C; 1: operations see all channels.
         execution: of the super-net.
         name: of the node.
     """
@@ -61,11 +66,16 @@ class MixedCell(keras.layers.Layer):
         channels: int,
         execution: Execution,
         name: str,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__(name=name, autocast=False)
-        self.operations, self.num_blocks, self.channels = operations, num_blocks, channels
+        self.operations, self.num_blocks = operations, num_blocks
+        self.partial_channels = partial_channels
+        self.channels = channels // partial_channels
+        """What the operations see."""
+        self.rest = channels - self.channels
         self.execution = execution
-        self.kernels = PackedWeights(name, weight_shapes(operations, num_blocks, channels))
+        self.kernels = PackedWeights(name, weight_shapes(operations, num_blocks, self.channels))
         self.built = True
 
     def call(
@@ -96,14 +106,31 @@ class MixedCell(keras.layers.Layer):
         weights = split_by_source(self.kernels.read(), self.num_blocks, self.channels)
         function = self._share_mixed_edges(training, fixed_weights)
         destinations = num_destinations(self.num_blocks)
+        passing: dict[int, tf.Tensor] = {}  # of each source, the channels that no operation sees
 
         def edges_from(state: tf.Tensor, source: int, norm: PackedNorm) -> tf.Tensor:
             n, cells = destinations[source], state.shape[3]
+            scale = dict(scales[source])
+            if self.rest:
+                state, passing[source] = tf.split(state, [self.channels, self.rest], axis=-1)
+                del scale["pass"]
             normalized = cells * statistics_size(self.operations, n, self.channels)
-            y = norm.nested(function, normalized, state, weights[source], scales[source])
+            y = norm.nested(function, normalized, state, weights[source], scale)
             # A function that is traced for all sizes cannot tell:
             y.set_shape([*state.shape[:-1], n * self.channels])
             return y
+
+        def finish(mixed: tf.Tensor, block: int) -> tf.Tensor:
+            """The whole block, of the sum of its edges' operations."""
+            if not self.rest:
+                return mixed
+            passed = [
+                tf.cast(scales[source]["pass"][block - max(0, source - 1)], x.dtype) * x
+                for source, x in sorted(passing.items())
+            ]
+            # H^{l-2}, which all cells share, is the second.
+            whole = tf.concat([mixed, sum(passed[1:], passed[0])], -1)
+            return shuffle(whole, self.partial_channels)
 
         from_second = edges_from(second[..., None, :], 1, norm_of_second)
         if not self.execution.inline:
@@ -114,10 +141,10 @@ class MixedCell(keras.layers.Layer):
         blocks: list[tf.Tensor] = []
         for source in range(2, 1 + self.num_blocks):
             sizes = [self.channels, pending.shape[-1] - self.channels]
-            block, pending = tf.split(pending, sizes, axis=-1)
-            blocks.append(block)
-            pending += edges_from(block, source, norm)
-        return [*blocks, pending]
+            mixed, pending = tf.split(pending, sizes, axis=-1)
+            blocks.append(finish(mixed, len(blocks)))
+            pending += edges_from(blocks[-1], source, norm)
+        return [*blocks, finish(pending, len(blocks))]
 
     def _share_mixed_edges(self, training: bool, fixed_weights: bool) -> Function:
         """`mixed_edges` as a Function, (moving statistics, h, weights, scale) -> (tensor, ...)."""
@@ -134,6 +161,13 @@ class MixedCell(keras.layers.Layer):
         signature = (moving, *make_signature(self.operations, self.compute_dtype))
         key = (fixed_weights, self.channels)
         return self.execution.share(function, "cell", training, *key, signature=signature)
+
+
+def shuffle(x: tf.Tensor, groups: int) -> tf.Tensor:
+    """Channel c of group g of x [..., C] becomes channel c * groups + g."""
+    *sizes, channels = dimensions(x)
+    x = tf.reshape(x, make_shape(*sizes, groups, channels // groups))
+    return tf.reshape(tf.linalg.matrix_transpose(x), make_shape(*sizes, channels))
 
 
 def num_destinations(num_blocks: int) -> list[int]:
@@ -190,18 +224,30 @@ def split_by_source(
 
 
 def make_scales(
-    alpha: tf.Tensor, operations: Sequence[str], num_blocks: int, channels: int
+    alpha: tf.Tensor,
+    operations: Sequence[str],
+    num_blocks: int,
+    channels: int,
+    edge_weights: tf.Tensor | None = None,
+    *,
+    passes: bool = False,
 ) -> list[dict[str, tf.Tensor]]:
-    """What alpha becomes inside the cells with `channels` channels; made once a step.
+    """What alpha becomes inside cells whose operations see `channels` channels; made once a step.
 
     Args:
         alpha: probabilities, float32 [edges, operations].
+        edge_weights: float32 [edges]; None: all 1.
+        passes: whether there are channels that no operation sees.
 
     Returns:
         per source: for each convolution the scale of its last normalisation, float32 [n * C]; and
         as "mix" the 1x1 kernel, float32 [1, 1, P * C, n * C], which adds up the P pools and the
-        skip connection, weighted.
+        skip connection, weighted; and as "pass" the edges' weights, float32 [n], if `passes`.
     """
+    if edge_weights is None:
+        edge_weights = tf.ones(len(alpha)) if passes else None
+    if edge_weights is not None:  # an edge is linear in its alpha
+        alpha *= edge_weights[:, None]
     convolutions = [name for name in operations if "conv" in name]
     plain = [name for name in operations if name in PLAIN]
     sources = []
@@ -215,6 +261,8 @@ def make_scales(
             # [P, C, n, C]: alpha where both channels are the same, else 0.
             mix = tf.einsum("np,cd->pcnd", columns, np.eye(channels, dtype=np.float32))
             source["mix"] = tf.reshape(mix, [1, 1, len(plain) * channels, len(rows) * channels])
+        if passes:
+            source["pass"] = tf.gather(edge_weights, rows)
         sources.append(source)
     return sources
 

@@ -39,7 +39,17 @@ class Candidate:
 
     def logits(self, images: tf.Tensor) -> tf.Tensor:
         """Logits float32 [N, H, W, C] of images in 0..255, by the moving statistics."""
-        return self.supernet(images, self.alpha, self.beta, training=False)[0]
+        return self._run(images, training=False)[0]
+
+    def _run(self, images: tf.Tensor, training: bool) -> tuple[tf.Tensor, list[Any]]:
+        options = {"training": training, "fixed_weights": True}
+        if self.supernet.partial_channels == 1:
+            return self.supernet(images, self.alpha, self.beta, **options)
+        # Where edges have weights, those of a block sum to 1: of its two branches each has a half,
+        # and what is not there passes nothing.
+        of_edges = tf.reduce_sum(self.alpha, -1)
+        alpha = tf.math.divide_no_nan(tf.convert_to_tensor(self.alpha), of_edges[..., None])
+        return self.supernet(images, alpha, self.beta, edge_weights=of_edges / 2, **options)
 
     def become(self, alpha: np.ndarray, beta: np.ndarray, batches: Iterable[Any]) -> None:
         """Takes an architecture, and estimates its statistics.
@@ -58,10 +68,7 @@ class Candidate:
 
     def _measure_batch(self, images: Any) -> list[tf.Tensor]:
         def measure(images: tf.Tensor) -> list[tf.Tensor]:
-            _, statistics = self.supernet(
-                images, self.alpha, self.beta, training=True, fixed_weights=True
-            )
-            return tf.nest.flatten(statistics)
+            return tf.nest.flatten(self._run(images, training=True)[1])
 
         return [
             self._strategy.reduce("MEAN", value, axis=None)

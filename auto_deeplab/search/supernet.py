@@ -33,6 +33,7 @@ class SuperNet(keras.Model):
         stem_filters: channels of the stem's two or three convolutions; None for those of
             trellis.default_stem_filters.
         alpha_sharing: which cells share an alpha, one of search_space.ALPHA_SHARING.
+        partial_channels: K: the operations of a cell's edges see C_k / K channels.
         recompute: what the backward pass computes again, one of execution.RECOMPUTE.
         sync_batch_norm: whether BN normalises by the global batch's statistics, or by those of each
             replica's part.
@@ -49,6 +50,7 @@ class SuperNet(keras.Model):
         filter_multiplier: int,
         stem_filters: Sequence[int] | None = None,
         alpha_sharing: str = "global",
+        partial_channels: int = 1,
         recompute: str = "cell",
         sync_batch_norm: bool = True,
         jit_compile: bool = False,
@@ -57,6 +59,7 @@ class SuperNet(keras.Model):
         super().__init__(name="supernet", autocast=False)
         self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
         self.filter_multiplier, self.alpha_sharing = filter_multiplier, alpha_sharing
+        self.partial_channels = partial_channels
         several_replicas = tf.distribute.get_strategy().num_replicas_in_sync > 1
         self.execution = Execution(
             recompute=recompute,
@@ -82,6 +85,7 @@ class SuperNet(keras.Model):
                 channels=self.cell_channels(level),
                 operations=operations,
                 num_blocks=num_blocks,
+                partial_channels=partial_channels,
                 execution=self.execution,
             )
             for layer, level in search_space.nodes(num_layers)
@@ -108,6 +112,7 @@ class SuperNet(keras.Model):
         beta: tf.Tensor,
         training: bool = False,
         fixed_weights: bool = False,
+        edge_weights: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, list[Statistics]]:
         """Runs the super-net.
 
@@ -118,6 +123,7 @@ class SuperNet(keras.Model):
             beta: probabilities, float32 [L, 4, 3].
             training: normalise by the batch's statistics instead of the moving ones.
             fixed_weights: the cells' weights get no gradients, which saves their computation.
+            edge_weights: of the cell's edges, float32 [edges], or several as of alpha; None: all 1.
 
         Returns:
             (logits float32 [N, H, W, classes]; the batch's statistics, one pair for the stem, each
@@ -127,7 +133,7 @@ class SuperNet(keras.Model):
         x = network_input(images)
         padded = sides(x)
         x = tf.cast(x, self.compute_dtype)
-        scales = self._make_scales(alpha)
+        scales = self._make_scales(alpha, edge_weights)
         (half, quarter), statistics = self.stem(x, training=training)
         found = [statistics]
         layers = {-1: {-1: half}, 0: {0: quarter}}
@@ -185,16 +191,27 @@ class SuperNet(keras.Model):
         weights = [tf.convert_to_tensor(variable) for variable in node.trainable_variables]
         return function(() if training else node.moving.read(), maps, weights, beta, scales)
 
-    def _make_scales(self, alpha: tf.Tensor) -> dict[tuple[int, int], Any]:
+    def _make_scales(
+        self, alpha: tf.Tensor, edge_weights: tf.Tensor | None
+    ) -> dict[tuple[int, int], Any]:
         """mixed_cell.make_scales for every (alpha, level) that some node has, each made once."""
-        alphas = tf.unstack(alpha) if alpha.shape.rank == 3 else [alpha]
+        alphas, weights = [alpha], [edge_weights]
+        if alpha.shape.rank == 3:
+            alphas = tf.unstack(alpha)
+            several = edge_weights is not None
+            weights = tf.unstack(edge_weights) if several else [None] * len(alphas)
         pairs = {
             (search_space.alpha_index(self.alpha_sharing, layer, level), level)
             for layer, level in search_space.nodes(self.num_layers)
         }
         return {
             (index, level): mixed_cell.make_scales(
-                alphas[index], self.operations, self.num_blocks, self.cell_channels(level)
+                alphas[index],
+                self.operations,
+                self.num_blocks,
+                self.cell_channels(level) // self.partial_channels,
+                weights[index],
+                passes=self.partial_channels > 1,
             )
             for index, level in sorted(pairs)
         }

@@ -69,7 +69,7 @@ class TrellisNode(keras.layers.Layer):
         first_channels: of H^{l-1} at each of the levels `search_space.predecessors`.
         second_channels: of H^{l-2}.
         channels: C.
-        operations, num_blocks, execution: as those of `MixedCell`.
+        operations, num_blocks, partial_channels, execution: as those of `MixedCell`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class TrellisNode(keras.layers.Layer):
         operations: Sequence[str],
         num_blocks: int,
         execution: Execution,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__(name=f"layer_{layer}_level_{level}", autocast=False)
         self.layer, self.level, self.execution = layer, level, execution
@@ -95,7 +96,7 @@ class TrellisNode(keras.layers.Layer):
             adapters[f"from_level_{source}"] = (side, side, depth, channels)
         kernels, vectors = conv_bn_shapes(adapters)
         sizes = [
-            mixed_cell.statistics_size(operations, n, channels)
+            mixed_cell.statistics_size(operations, n, channels // partial_channels)
             for n in mixed_cell.num_destinations(num_blocks)
         ]
         self.size_of_second = sizes[1]
@@ -106,6 +107,7 @@ class TrellisNode(keras.layers.Layer):
             operations=operations,
             num_blocks=num_blocks,
             channels=channels,
+            partial_channels=partial_channels,
             execution=execution,
             name=self.name,
         )

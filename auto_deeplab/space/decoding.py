@@ -25,10 +25,13 @@ def decode(
     meta: Mapping[str, Any] | None = None,
     *,
     alpha_sharing: str = "global",
+    edge_weights: Array | None = None,
 ) -> genotype.Genotype:
     """Decodes path and cells; `operations`, alpha and beta are kept in the genotype's meta.
 
     Where alpha is not shared by all cells, each alpha that a node of the path uses gives a cell.
+    Where edges have weights, the strength of an edge is multiplied by its own, and the weights are
+    kept too.
 
     Args:
         alpha: float [E, number of operations], probabilities; or [G, E, number of operations].
@@ -36,13 +39,15 @@ def decode(
         operations: the names of alpha's columns.
         num_blocks: B, with E = B (B + 3) / 2.
         alpha_sharing: one of search_space.ALPHA_SHARING.
+        edge_weights: float [E] or [G, E]; None: all alike.
         meta: more to keep: dataset, seed, step, ... (plain JSON).
 
     Raises:
         ValueError: a shape does not fit, or a probability is not a finite number >= 0.
     """
     path = decode_path(beta)
-    alphas, cell_of_layer = find_alphas(alpha, path, alpha_sharing)
+    alphas, cell_of_layer = find_alphas(weigh(alpha, edge_weights), path, alpha_sharing)
+    weights = {} if edge_weights is None else {"edge_weights": np.asarray(edge_weights).tolist()}
     return genotype.Genotype(
         path=path,
         cells=tuple(decode_cell(one, operations, num_blocks) for one in alphas),
@@ -53,8 +58,24 @@ def decode(
             "alpha_sharing": alpha_sharing,
             "alpha": np.asarray(alpha).tolist(),
             "beta": np.asarray(beta).tolist(),
+            **weights,
         },
     )
+
+
+def weigh(alpha: Array, edge_weights: Array | None) -> Array:
+    """Alpha times the weights of its edges (PC-DARTS' strength); as it is if they have none.
+
+    Raises:
+        ValueError: a shape does not fit, or a weight is not a finite number >= 0.
+    """
+    if edge_weights is None:
+        return alpha
+    alpha = np.asarray(alpha, np.float64)
+    edge_weights = _check_probabilities(np.asarray(edge_weights, np.float64), "edge_weights")
+    if edge_weights.shape != alpha.shape[:-1]:
+        raise ValueError(f"edge_weights has shape {edge_weights.shape}, not {alpha.shape[:-1]}")
+    return alpha * edge_weights[..., np.newaxis]
 
 
 def find_alphas(
@@ -163,6 +184,17 @@ def alpha_entropy(alpha: Array) -> float:
     Of several alphas, the mean over the edges of all.
     """
     return float(np.mean(_entropy(np.asarray(alpha, np.float64))))
+
+
+def edge_entropy(edge_weights: Array) -> float:
+    """The mean entropy of a cell's blocks over the edges that end in them, in nats.
+
+    Of several cells, the mean over the blocks of all.
+    """
+    weights = np.asarray(edge_weights, np.float64)
+    num_blocks = search_space.num_blocks_of(weights.shape[-1])
+    ends = np.cumsum([2 + block for block in range(num_blocks)])[:-1]
+    return float(np.mean([_entropy(block) for block in np.split(weights, ends, axis=-1)]))
 
 
 def beta_entropy(beta: Array) -> float:

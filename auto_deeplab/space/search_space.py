@@ -168,6 +168,11 @@ def cell_edges(num_blocks: int) -> list[tuple[int, int]]:
     return [(block, source) for block in range(num_blocks) for source in range(2 + block)]
 
 
+def num_blocks_of(num_edges: int) -> int:
+    """The number of blocks of a cell with so many edges; the inverse of `num_cell_edges`."""
+    return next(blocks for blocks in range(num_edges + 1) if num_cell_edges(blocks) >= num_edges)
+
+
 def num_cell_edges(num_blocks: int) -> int:
     """The number of alpha's rows: 2 + 3 + ... over the blocks, 20 for five blocks."""
     return num_blocks * (num_blocks + 3) // 2

@@ -126,10 +126,39 @@ def operation(name, x, weights, norm, edge):
     return norm((edge, name, 1), conv(tf.nn.relu(x), weights[f"{name}.kernel"], rate=2))
 
 
-def mixed_cell(first, second, packed, alpha, operations, num_blocks, norm):
-    """Eqs. 1, 2 and 5: block i = sum over its inputs j and all k of alpha[j -> i, k] O_k(H_j)."""
+def shuffle(x, groups):
+    """PC-DARTS: the channels of `groups` groups in turn, the first of each, the second, ..."""
+    channels = x.shape[-1]
+    order = [
+        group * (channels // groups) + c
+        for c in range(channels // groups)
+        for group in range(groups)
+    ]
+    return tf.gather(x, order, axis=-1)
+
+
+def mixed_cell(first, second, packed, alpha, operations, num_blocks, norm, edges=None, parts=1):
+    """Eqs. 1, 2 and 5: block i = sum over its inputs j and all k of alpha[j -> i, k] O_k(H_j).
+
+    With `parts` = K, PC-DARTS: the operations see the first C/K channels, the rest passes, all are
+    shuffled, and edge j -> i has the weight `edges`[j -> i].
+    """
     states = [first, second]
     rows = iter(tf.unstack(alpha))
+    if parts > 1:
+        of_edge = iter(tf.unstack(edges))
+        for block in range(num_blocks):
+            terms = []
+            for source in range(2 + block):
+                edge = (block, source)
+                weights = edge_weights(packed, num_blocks, edge)
+                seen = states[source].shape[-1] // parts
+                x, rest = states[source][..., :seen], states[source][..., seen:]
+                shares = zip(operations, tf.unstack(next(rows)), strict=True)
+                y = sum(share * operation(name, x, weights, norm, edge) for name, share in shares)
+                terms.append(next(of_edge) * shuffle(tf.concat([y, rest], -1), parts))
+            states.append(tf.add_n(terms))
+        return tf.concat(states[2:], -1)
     for block in range(num_blocks):
         terms = []
         for source in range(2 + block):

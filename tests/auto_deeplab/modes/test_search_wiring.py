@@ -95,7 +95,7 @@ def check_seed(built):
     own = built.learner.architecture
     again = Architecture(
         num_layers=3, num_blocks=2, operations=("sep_conv_3x3", "skip_connect", "none"), seed=3,
-        alpha_sharing="layer",
+        alpha_sharing="layer", partial_channels=3,
     )  # fmt: skip
     assert json.loads((built.run / "run.json").read_text())["identity"]["seed"] == 3
     for variable, other in zip(own.variables, again.variables, strict=True):
@@ -105,6 +105,7 @@ def check_seed(built):
     again = SuperNet(
         num_classes=CLASSES, num_layers=3, num_blocks=2, filter_multiplier=3,
         operations=("sep_conv_3x3", "skip_connect", "none"), stem_filters=(4, 6, 8),
+        partial_channels=3,
     )  # fmt: skip
     for variable, other in zip(net.variables, again.variables, strict=True):
         np.testing.assert_array_equal(built.initial[variable.path], other.numpy())
@@ -124,6 +125,7 @@ def check_shapes(built):
     # L alphas of B (B + 3) / 2 = 5 edges and 3 operations; beta [L, 4, 3].
     assert architecture.alpha.shape == (3, 5, 3) and architecture.beta.shape == (3, 4, 3)
     assert architecture.operations == net.operations == ("sep_conv_3x3", "skip_connect", "none")
+    assert architecture.edges.shape == (3, 5) and net.partial_channels == 3
     assert architecture.alpha_sharing == net.alpha_sharing == "layer"
     shapes = {variable.path: tuple(variable.shape) for variable in net.variables}
     assert shapes["stem/conv0.kernel"] == (3, 3, 3, 4)
@@ -208,6 +210,7 @@ LOOKS_AT_SEARCH = {
     "num_blocks": check_shapes,
     "recompute": check_recompute,
     "alpha_sharing": check_shapes,
+    "partial_channels": check_shapes,
     "second_order": check_steps,
     "cost_table": check_cost,
     "cost_budget": check_cost,

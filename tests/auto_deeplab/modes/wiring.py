@@ -203,6 +203,7 @@ SEARCH = {
     "num_blocks": "2",
     "recompute": "node",
     "alpha_sharing": "layer",
+    "partial_channels": "3",
     "second_order": "true",
     "cost_budget": "0.0001",
     "cost_weight": "7",

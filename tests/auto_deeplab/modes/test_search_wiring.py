@@ -130,8 +130,8 @@ def check_shapes(built):
     shapes = {variable.path: tuple(variable.shape) for variable in net.variables}
     assert shapes["stem/conv0.kernel"] == (3, 3, 3, 4)
     assert shapes["stem/conv2.kernel"] == (3, 3, 6, 8)
-    # One of L nodes at level 0: 5 edges of F = 3 channels.
-    assert shapes["layer_3_level_0/depthwise_kernel_3x3"][2] == 2 * 5 * 3
+    # One of L nodes at level 0: 5 edges whose operations see F / K = 1 channel.
+    assert shapes["layer_3_level_0/depthwise_kernel_3x3"][2] == 2 * 5 * 1
     assert shapes["head_level_0/classifier.kernel"] == (1, 1, 3 * 2 * 3, CLASSES)
     assert {path.split("/")[0] for path in shapes} >= {"layer_3_level_3", "layer_2_level_2"}
     assert "layer_4_level_0/moving_mean" not in shapes

@@ -727,10 +727,10 @@ _count(
 )
 
 # study
-flags.DEFINE_string(
+define_path(
     "search_flagfile", None, "The flagfile of the study's searches, which differ in --seed alone."
 )
-flags.DEFINE_string(
+define_path(
     "train_flagfile", None, "The flagfile of the study's trainings, which differ in --genotype."
 )
 flags.DEFINE_integer("num_searches", 3, "The number of searches.", lower_bound=0)

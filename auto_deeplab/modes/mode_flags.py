@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -204,8 +205,12 @@ def explain_flags(values: flags.FlagValues, arguments: Sequence[str]) -> str:
 
 
 def _explain_mode(mode: str, values: flags.FlagValues) -> str:
-    needed = "".join(f" --{name}=DIR" for name in NEEDED[mode])
-    words = f"--mode={mode} {MODES[mode]}.\n\n    {COMMAND} --mode={mode}{needed} [--flag=...]"
+    needed = "".join(
+        f" --{name}={'FILE' if 'flagfile' in name else 'DIR'}" for name in NEEDED[mode]
+    )
+    command = f"{COMMAND} --mode={mode}{needed} [--flag=...]"
+    lines = textwrap.wrap(command, 92, subsequent_indent="    ", break_on_hyphens=False)
+    words = f"--mode={mode} {MODES[mode]}.\n\n    " + " \\\n    ".join(lines)
     groups: dict[str, list[str]] = {"Needed": [], f"Of {mode} alone": [], "Of other modes too": []}
     for flag in list_flags(mode, values):
         if flag.name == "mode":

@@ -485,7 +485,9 @@ def draw_front(samples: Sequence[Mapping[str, Any]], path: PathLike) -> None:
     )
     for cost, worth, name in zip(costs, worths, names, strict=True):
         axes.annotate(
-            shorten(name, 30), (cost, worth), xytext=(5, -11), textcoords="offset points", size=9
+            *(shorten(name, 30), (cost, worth), (0, -15), "data", "offset points"),
+            size=9,
+            ha="center",
         )
     axes.set_xlabel(samples[0]["unit"])
     axes.set_ylabel("mIoU in the super-net")

@@ -64,7 +64,7 @@ def check_weight_updates(built):
 def check_architecture_updates(built):
     learner = built.learner
     a = learner.architecture.trainable_variables
-    assert len(a) == 2
+    assert len(a) == 3  # alpha, beta and the cell's edges
     check_adam(learner.architecture_optimizer, a, 0.0625, 0.75, (0.25, 0.625))
 
 

@@ -34,6 +34,7 @@ def differentiate(function, inputs, dtype):
     return [y, *tf.nest.flatten(tape.gradient(loss, inputs))]
 
 
+@pytest.mark.every_machine
 @pytest.mark.parametrize("parts", [2, 4])
 def test_the_cell_equals_the_plain_one(parts):
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """A candidate in the super-net: only what it has counts, and its statistics are the batches'."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from auto_deeplab.search.architecture import Architecture
@@ -42,6 +43,7 @@ def make_batches(count):
     ]
 
 
+@pytest.mark.every_machine
 def test_only_what_it_has_counts():
     candidate, batches = make_candidate(), make_batches(2)
     image = batches[0]["image"]

@@ -196,7 +196,8 @@ def make_parts(model_dir: str, plan: Plan) -> list[Part]:
         parts.append(Part(f"eval_{name}", evaluation, (run,), may_lack))
     before = tuple(part.name for part in parts if part.name.startswith(("eval_", "ranking")))
     compared = (f"--runs={at('train_*')}", f"--output={at('comparison.json')}")
-    parts.append(Part("compare", ("--mode=compare", *compared), before))
+    if len(trained) > 1:
+        parts.append(Part("compare", ("--mode=compare", *compared), before))
     return parts
 
 

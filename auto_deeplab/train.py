@@ -106,6 +106,7 @@ def run_mode() -> None:
                 compilation=of(Compilation),
                 recompute=FLAGS.recompute,
                 reports=of(Reports),
+                alpha_hessian_batches=FLAGS.alpha_hessian_batches,
                 seed=FLAGS.seed,
                 checkpoint=FLAGS.checkpoint,
                 flagfile=mode_flags.format_flagfile("search", FLAGS),

@@ -20,6 +20,7 @@ SUMMARIES = "summaries"
 NUMBERS = (
     *("epoch", "saved", "loss_w", "loss_arch", "learning_rate", "images_per_s", "wait_share"),
     *("val_miou", "val_miou_present", "alpha_entropy", "beta_entropy", "skip_connects"),
+    *("edge_entropy", "alpha_hessian"),
 )
 """What is a number in every report that has it."""
 

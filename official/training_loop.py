@@ -110,6 +110,7 @@ def run(
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
     reported: Callable[[], None] = lambda: None,
+    is_enough: Callable[[Row], bool] = lambda row: False,
     interrupts: Interrupts | Crew | None = None,
 ) -> list[Row]:
     """Makes the steps start_step, ..., total_steps - 1.
@@ -145,6 +146,8 @@ def run(
             the network, for the time left.
         writes: False on all workers but the chief.
         reported: is called where `writes`, when a report stands in history.jsonl.
+        is_enough: is given the row of the steps made, each time a report is due; whether the run
+            ends here, before total_steps.
         interrupts: distribution.interrupts_of the strategy; None: this process is alone.
 
     Returns:
@@ -175,6 +178,9 @@ def run(
             reported()
         measured.start_next()
         return f"val mIoU {row['val_miou']:.3f}" if "val_miou" in row else ""
+
+    def has_enough() -> bool:
+        return any(row["step"] == done and is_enough(row) for row in history.rows[-1:])
 
     def note() -> str:
         return _note(last, said)
@@ -234,7 +240,7 @@ def run(
                 interrupts.at_once = True
                 if start_step and is_due(report_every) and not history.has(start_step):
                     said = make_report()
-                while done < total_steps and stop is None:
+                while done < total_steps and stop is None and not has_enough():
                     before = time.monotonic()
                     arguments = list(itertools.islice(batches, steps_to_go()))
                     measured.waited += time.monotonic() - before
@@ -261,6 +267,8 @@ def run(
                         interrupts.at_once = True
                         said = make_report()
                         interrupts.at_once = False
+                        if has_enough():
+                            store.save(done, measured.note())
                 if stop is None:
                     stop = interrupts.agree(done)
             except KeyboardInterrupt:

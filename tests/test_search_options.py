@@ -108,6 +108,35 @@ def test_a_search_goes_on_with_the_stem_that_it_began_with(root):
     assert done.code == 0 and "search goes on at step 4 of 4" in done.stderr, done.stderr
 
 
+def test_a_search_ends_with_many_skip_connections_and_stays_ended(root):
+    """One operation of two is skip_connect; none is never decoded: all four of a cell are."""
+    directory = root / "collapsed"
+    command = (
+        *("--mode=search", f"--data_dir={root / 'data'}", f"--model_dir={directory}"),
+        *(*TINY_SEARCH, "--operations=skip_connect,none", "--epochs=4", "--alpha_start_epoch=1"),
+        *("--stop_at_skip_connects=4", "--alpha_hessian_batches=1"),
+    )
+    done = train_here(*command)
+    assert done.code == 0, done.stderr
+    assert "ends at step 4 of 8 with 4 skip-connections in a cell" in done.stderr
+    rows = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
+    # The first report is of the weights alone.
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(np.isfinite(row["alpha_hessian"]) for row in rows)
+    assert genotype.load(directory / "genotype.json").meta["step"] == 4
+    before = (directory / "history.jsonl").read_bytes()
+    again = train_here(*command)
+    assert again.code == 0 and "search goes on at step 4 of 8" in again.stderr, again.stderr
+    assert (directory / "history.jsonl").read_bytes() == before
+    # From an earlier checkpoint it comes to the same end.
+    for path in (directory / "checkpoints").glob("ckpt-4.*"):
+        path.unlink()
+    assert train_here(*command).code == 0
+    last = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()][-1]
+    for name in ("step", "loss_arch", "val_miou", "alpha", "alpha_hessian"):
+        assert last[name] == rows[-1][name], name
+
+
 def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
     directory, _ = searched
     before = (directory / "genotype.json").read_bytes()
@@ -146,6 +175,7 @@ def test_a_search_from_before_some_flags_goes_on_with_their_defaults(root, searc
         ("--alpha_sharing=level", "alpha_sharing"),
         ("--partial_channels=1", "partial_channels"),
         ("--second_order=false", "second_order"),
+        ("--stop_at_skip_connects=9", "stop_at_skip_connects"),
         ("--arch_betas=0.5,0.999", "arch_betas"),
         ("--gradient_clip_norm=5", "gradient_clip_norm"),
         ("--cost_weight=11", "cost_weight"),

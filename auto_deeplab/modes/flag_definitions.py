@@ -126,6 +126,8 @@ USED: dict[str, tuple[str, ...]] = {
     "alpha_sharing": ("search",),
     "partial_channels": ("search",),
     "second_order": ("search",),
+    "stop_at_skip_connects": ("search",),
+    "alpha_hessian_batches": ("search",),
     "cost_table": ("search", "profile", "sample"),
     "cost_metric": ("profile",),
     "cost_budget": ("search", "sample"),
@@ -179,6 +181,7 @@ SEARCH_IDENTITY = (
         "alpha_sharing",
         "partial_channels",
         "second_order",
+        "stop_at_skip_connects",
         "cost_weight",
         "cost_budget",
     ),
@@ -550,6 +553,23 @@ flags.DEFINE_bool(
     "second_order",
     False,
     "Takes the gradient of alpha and beta through a step of the weights, at four times the cost.",
+)
+flags.DEFINE_integer(
+    "stop_at_skip_connects",
+    0,
+    "Ends the search with the first report in which a cell has so many skip-connections, as DARTS+ "
+    "does; 0 makes all --epochs. Described in docs/beyond_the_paper.md.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
+flags.DEFINE_integer(
+    "alpha_hessian_batches",
+    0,
+    "Of so many batches each report measures the largest eigenvalue of the Hessian of the loss by "
+    "alpha (RobustDARTS), which changes nothing; 0 measures none. Described in "
+    "docs/beyond_the_paper.md.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
 )
 define_path(
     "cost_table",

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from auto_deeplab.budget import cost_table as cost_tables
@@ -111,6 +112,8 @@ class SearchSchedule:
         arch_learning_rate, arch_weight_decay: of alpha and beta, constant.
         arch_betas: Adam's for alpha and beta: the decays of its two averages.
         second_order: whether the gradient of alpha and beta goes through a step of the weights.
+        stop_at_skip_connects: the search ends with the first report in which alpha and beta have
+            moved and a cell has so many skip-connections; 0: it makes all its epochs.
     """
 
     epochs: int = 40
@@ -123,6 +126,7 @@ class SearchSchedule:
     arch_weight_decay: float = 0.001
     arch_betas: tuple[float, float] = (0.9, 0.999)
     second_order: bool = False
+    stop_at_skip_connects: int = 0
 
     def check(self) -> None:
         """Raises UsageError if nothing would be searched, or a rate is 0 or would rise."""
@@ -209,6 +213,7 @@ def search(
     compilation: Compilation = Compilation(),
     recompute: str = "cell",
     reports: Reports = Reports(),
+    alpha_hessian_batches: int = 0,
     seed: int = 0,
     checkpoint: PathLike | None = None,
     flagfile: str | None = None,
@@ -225,6 +230,8 @@ def search(
         devices, compilation: where and how the steps run.
         recompute: what the backward pass computes again, one of execution.RECOMPUTE.
         reports: without eval_every there is one after each epoch.
+        alpha_hessian_batches: of so many batches of trainB each report measures the largest
+            eigenvalue of the loss's Hessian by alpha; 0: none does.
         seed: of everything random.
         checkpoint: one of this run's, or "best", to which it is led back; None: the newest.
         flagfile: the content of flags.cfg, with which the command line resumes the run.
@@ -261,6 +268,11 @@ def search(
     defaults = list_defaults(SearchSpace, SearchSchedule, CostLimit, Batches)
     check_model_dir(model_dir, "search", identity, defaults, checkpoint)
 
+    if alpha_hessian_batches and devices.precision != "float32":
+        say(
+            f"warning: --alpha_hessian_batches={alpha_hessian_batches}: the gradients of "
+            f"--precision={devices.precision} are too coarse for what is measured: read it as noise"
+        )
     strategy, description = devices.start("search", seed), data.read()
     compilation.check(strategy)
     halves = input_pipeline.split_halves(description.split(batches.train_split).num_examples, seed)
@@ -330,13 +342,18 @@ def search(
                 "learning_rate": float(rate(done - 1)),
                 **evaluate(),
                 **found,
+                **({"alpha_hessian": searching.measure_curvature(probe)} if probe else {}),
                 **(count_cost(bilevel.decode(architecture, {})[0]) if is_chief else {}),
             }
 
-        def stream(number: int, first_step: int) -> Iterator[Any]:
+        def collapsed(row: Row) -> bool:
+            limit = schedule.stop_at_skip_connects
+            return 0 < limit <= row.get("skip_connects", 0) and row["step"] > first_search_step
+
+        def stream(number: int, start_step: int) -> Iterator[Any]:
             return input_pipeline.distribute_batches(
                 *(strategy, description, batches.train_split),
-                start_step=max(0, start.step - first_step),
+                start_step=start_step,
                 records=halves[number],
                 seed=seed,
                 stream=number,
@@ -356,7 +373,9 @@ def search(
             )
             return explain_bad_loss(model_dir, names, rates, prefix, command)
 
-        stream_a, stream_b = stream(0, 0), stream(1, first_search_step)
+        stream_a = stream(0, start.step)
+        stream_b = stream(1, max(0, start.step - first_search_step))
+        probe = list(islice(stream(1, 0), alpha_hessian_batches)) if alpha_hessian_batches else []
         report_every = reports.eval_every or epoch_steps
         rows = run(
             "search",
@@ -378,18 +397,26 @@ def search(
             passes=bilevel.count_passes(first_search_step, schedule.second_order),
             writes=is_chief,
             reported=lambda: write_page(model_dir),
+            is_enough=collapsed,
             interrupts=distribution.interrupts_of(strategy),
         )
         if not is_chief:
             return None
-        genotype = write_architecture(model_dir, architecture, total_steps, description.name, seed)
+        steps = rows[-1]["step"]
+        if steps < total_steps:
+            say(
+                f"search: ends at step {steps} of {total_steps} with {rows[-1]['skip_connects']} "
+                f"skip-connections in a cell (--stop_at_skip_connects="
+                f"{schedule.stop_at_skip_connects})"
+            )
+        genotype = write_architecture(model_dir, architecture, steps, description.name, seed)
         say(
             summary.summarize_search(
                 rows,
                 genotype,
                 seconds=time.monotonic() - began,
                 learning_rate=schedule.arch_learning_rate,
-                updates=total_steps - first_search_step,
+                updates=steps - first_search_step,
                 model_dir=model_dir,
                 data_dir=description.data_dir,
                 crop_size=batches.crop_size,

@@ -60,7 +60,7 @@ class Architecture(keras.layers.Layer):
         self.legal = make_legal_mask(num_layers)
         self.built = True
 
-    def call(self, inputs: None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    def call(self, inputs: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Alpha and beta: probabilities, float32, shaped as their logits.
 
         Every row of alpha sums to 1 (Eqs. 3, 4). In beta, what leaves a node sums to 1 (Eq. 7);
@@ -68,9 +68,10 @@ class Architecture(keras.layers.Layer):
         gradient.
 
         Args:
-            inputs: there are none, but a Keras layer must have an argument.
+            inputs: logits to take in place of alpha's, in their shape; None: alpha's own.
         """
-        alpha = tf.nn.softmax(tf.convert_to_tensor(self.alpha))  # Eq. 4
+        logits = tf.convert_to_tensor(self.alpha if inputs is None else inputs)
+        alpha = tf.nn.softmax(logits)  # Eq. 4
         beta = masked_softmax(tf.convert_to_tensor(self.beta), self.legal)  # Eqs. 7, 8
         return alpha, beta
 

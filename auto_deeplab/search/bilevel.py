@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from auto_deeplab.search import curvature
 from auto_deeplab.search.architecture import Architecture
 from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space import decoding
@@ -92,6 +93,7 @@ class Search:
         }
         self.weight_step = tf.function(self._weight_step, **options)
         self.architecture_step = tf.function(self._architecture_step, **options)
+        self._gradient_at = tf.function(self._compute_gradient_at, **options)
         step = self.step
         if undoes_bad_steps:
             step = undo_bad(
@@ -126,6 +128,35 @@ class Search:
         if batch_b is not None:
             losses["loss_arch"] = self.architecture_step(batch_b, batch_a)
         return losses
+
+    def measure_curvature(self, batches: Sequence[Batch]) -> float:
+        """The largest eigenvalue of the Hessian by alpha of the mean loss of batches of trainB.
+
+        What RobustDARTS (arXiv:1909.09656, Sec. 4) watches, with the batches' BN statistics, as the
+        architecture step has them. Nothing is changed.
+
+        Args:
+            batches: of trainB, per replica; for values to be compared, always the same.
+        """
+
+        def gradient(logits: np.ndarray) -> np.ndarray:
+            at = tf.constant(logits, tf.float32)
+            return np.mean([self._gradient_at(at, batch).numpy() for batch in batches], axis=0)
+
+        return curvature.largest_eigenvalue(gradient, self.architecture.alpha.numpy())
+
+    def _compute_gradient_at(self, alpha_logits: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """The gradient of a batch's loss by alpha's logits, were they these."""
+
+        def on_replica(batch: Batch) -> tf.Tensor:
+            scale = self.architecture_optimizer.scale_loss(tf.ones([]))  # float16 needs it
+            forward = self._make_forward(batch, fixed_weights=True, alpha_logits=alpha_logits)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(alpha_logits)
+                scaled = scale * forward()[0]
+            return tape.gradient(scaled, alpha_logits) / scale
+
+        return self._sum(self._strategy.run(on_replica, (batch,)))
 
     def _weight_step(self, batch: Batch) -> tf.Tensor:
         return self._sum(self._strategy.run(self._update_weights, (batch,)))
@@ -223,12 +254,15 @@ class Search:
         return self.cost_term(partial(self.architecture.alpha_of, alpha), beta)
 
     def _make_forward(
-        self, batch: Batch, fixed_weights: bool = False
+        self,
+        batch: Batch,
+        fixed_weights: bool = False,
+        alpha_logits: tf.Tensor | None = None,
     ) -> Callable[[], tuple[tf.Tensor, Any]]:
         pixels = pixels_of_all_replicas(batch["label"], self._ignore_label)
 
         def forward() -> tuple[tf.Tensor, Any]:
-            alpha, beta = self.architecture()
+            alpha, beta = self.architecture(alpha_logits)
             logits, statistics = self.supernet(
                 *(batch["image"], alpha, beta),
                 training=True,

@@ -86,8 +86,8 @@ def check_halves(built):
         )
     ]
     assert orders[0] != orders[1]
-    assert [stream["seed"] for stream in built.streams] == [3, 3]
-    assert [stream["stream"] for stream in built.streams] == [0, 1]
+    assert [stream["seed"] for stream in built.streams] == [3, 3, 3]
+    assert [stream["stream"] for stream in built.streams] == [0, 1, 1]  # see check_hessian
 
 
 def check_seed(built):
@@ -152,6 +152,22 @@ def check_steps(built):
     assert built.learner.options["second_order"] is True
 
 
+def check_stop(built):
+    """Four skip-connections end it, once alpha and beta have moved."""
+    ends = built.loop["is_enough"]
+    assert not ends({"step": EPOCH_STEPS, "skip_connects": 4})
+    assert [ends({"step": EPOCH_STEPS + 1, "skip_connects": n}) for n in (3, 4)] == [False, True]
+
+
+def check_hessian(built):
+    """One batch of trainB, its first, wherever the search goes on; its Hessian is in reports."""
+    assert built.streams[2]["start_step"] == 0
+    np.testing.assert_array_equal(built.streams[2]["records"], built.streams[1]["records"])
+    asked = []
+    built.learner.measure_curvature = lambda batches: asked.append(len(batches)) or 2.5
+    assert built.loop["arguments"][3](1)["alpha_hessian"] == 2.5 and asked == [1]
+
+
 def check_sync(built):
     assert network_of(built).execution.sync_batch_norm is False
 
@@ -212,6 +228,8 @@ LOOKS_AT_SEARCH = {
     "alpha_sharing": check_shapes,
     "partial_channels": check_shapes,
     "second_order": check_steps,
+    "stop_at_skip_connects": check_stop,
+    "alpha_hessian_batches": check_hessian,
     "cost_table": check_cost,
     "cost_budget": check_cost,
     "cost_weight": check_cost,
@@ -226,7 +244,7 @@ def test_search(searching, look):
 def test_a_search_goes_on_from_the_checkpoint_it_is_told(root, searching):
     again = check_resumed(root, searching, "search", search, "Search", searching.flags)
     # Stream B begins after an epoch of stream A alone.
-    assert [stream["start_step"] for stream in again.streams] == [4, 4 - EPOCH_STEPS]
+    assert [stream["start_step"] for stream in again.streams] == [4, 4 - EPOCH_STEPS, 0]
 
 
 def test_the_default_stem_is_of_the_searchs_own_widths(root, searching):
@@ -242,7 +260,7 @@ def test_what_a_search_says_and_writes_at_its_end(root, searching):
     """As if its steps were made: alpha and beta have not moved, which it warns of."""
     flags = [f"--model_dir={root / 'end'}", *searching.flags]
     with (
-        mock.patch.object(search, "run", lambda *arguments, **options: []),
+        mock.patch.object(search, "run", lambda *arguments, **options: [{"step": TOTAL}]),
         mock.patch.object(distribution, "make_deterministic", lambda seed: None),
         devices_noted(),
     ):

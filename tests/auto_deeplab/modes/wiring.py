@@ -205,6 +205,8 @@ SEARCH = {
     "alpha_sharing": "layer",
     "partial_channels": "3",
     "second_order": "true",
+    "stop_at_skip_connects": "4",
+    "alpha_hessian_batches": "1",
     "cost_budget": "0.0001",
     "cost_weight": "7",
 }

@@ -135,6 +135,27 @@ def test_a_search_ends_with_many_skip_connections_and_stays_ended(root):
     last = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()][-1]
     for name in ("step", "loss_arch", "val_miou", "alpha", "alpha_hessian"):
         assert last[name] == rows[-1][name], name
+    # What is measured changes nothing.
+    plain = root / "unwatched"
+    assert train_here(*command[:-1], f"--model_dir={plain}").code == 0
+    unwatched = [json.loads(line) for line in (plain / "history.jsonl").read_text().splitlines()]
+    assert "alpha_hessian" not in unwatched[-1]
+    for one, other in zip(rows, unwatched, strict=True):
+        for name in ("step", "loss_w", "val_miou", "alpha", "beta"):
+            assert one[name] == other[name], name
+    assert rows[-1]["loss_arch"] == unwatched[-1]["loss_arch"]
+
+
+def test_skip_connections_that_no_cell_can_have_are_refused(root):
+    def refused(*flags):
+        done = search(root, "--model_dir=" + str(root / "nothing"), *flags)
+        assert done.code == 2 and not (root / "nothing").exists()
+        return done.error
+
+    # Two blocks have four operations.
+    assert "--num_blocks=2 has 4" in refused("--stop_at_skip_connects=5")
+    without = refused("--stop_at_skip_connects=2", "--operations=sep_conv_3x3,none")
+    assert "skip_connect is not among --operations" in without
 
 
 def test_what_was_found_can_be_decoded_again_and_trained(root, searched):
@@ -175,7 +196,7 @@ def test_a_search_from_before_some_flags_goes_on_with_their_defaults(root, searc
         ("--alpha_sharing=level", "alpha_sharing"),
         ("--partial_channels=1", "partial_channels"),
         ("--second_order=false", "second_order"),
-        ("--stop_at_skip_connects=9", "stop_at_skip_connects"),
+        ("--stop_at_skip_connects=3", "stop_at_skip_connects"),
         ("--arch_betas=0.5,0.999", "arch_betas"),
         ("--gradient_clip_norm=5", "gradient_clip_norm"),
         ("--cost_weight=11", "cost_weight"),

@@ -569,7 +569,7 @@ flags.DEFINE_integer(
     "alpha (RobustDARTS), which changes nothing; 0 measures none. Described in "
     "docs/beyond_the_paper.md.",
     lower_bound=0,
-    upper_bound=2**31 - 1,
+    upper_bound=1000,
 )
 define_path(
     "cost_table",

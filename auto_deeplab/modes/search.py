@@ -254,6 +254,7 @@ def search(
     batches.check()
     reports.check()
     check_choice("recompute", recompute, RECOMPUTE)
+    check_stop(schedule, space)
     if space.stem_filters is None:
         default = default_stem_filters(space.num_blocks, space.filter_multiplier)
         filters = run_record.recall(model_dir, "stem_filters", default)
@@ -348,7 +349,8 @@ def search(
 
         def collapsed(row: Row) -> bool:
             limit = schedule.stop_at_skip_connects
-            return 0 < limit <= row.get("skip_connects", 0) and row["step"] > first_search_step
+            found = row.get("skip_connects") or 0  # a row that was read may lack it
+            return 0 < limit <= found and row["step"] > first_search_step
 
         def stream(number: int, start_step: int) -> Iterator[Any]:
             return input_pipeline.distribute_batches(
@@ -425,6 +427,21 @@ def search(
             )
         )
         return genotype
+
+
+def check_stop(schedule: SearchSchedule, space: SearchSpace) -> None:
+    """Raises UsageError if no cell can have the skip-connections that end the search."""
+    limit, most = schedule.stop_at_skip_connects, 2 * space.num_blocks
+    if limit and search_space.SKIP_CONNECT not in space.operations:
+        raise UsageError(
+            f"--stop_at_skip_connects={limit}: {search_space.SKIP_CONNECT} is not among "
+            "--operations"
+        )
+    if limit > most:
+        raise UsageError(
+            f"--stop_at_skip_connects={limit}: a cell of --num_blocks={space.num_blocks} has "
+            f"{most} operations; give fewer"
+        )
 
 
 def make_cost_counter(

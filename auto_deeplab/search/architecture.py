@@ -38,7 +38,7 @@ class Architecture(keras.layers.Layer):
         alpha_sharing: str = "global",
         partial_channels: int = 1,
     ) -> None:
-        super().__init__(name="architecture")
+        super().__init__(name="architecture", dtype="float32")
         self.num_layers, self.num_blocks, self.operations = num_layers, num_blocks, operations
         self.alpha_sharing, self.partial_channels = alpha_sharing, partial_channels
 

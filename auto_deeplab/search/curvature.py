@@ -18,9 +18,9 @@ def largest_eigenvalue(
 ) -> float:
     """The largest eigenvalue, with its sign, of a function's Hessian at a point (Lanczos).
 
-    Products with the Hessian are central differences of the gradient. The answer is never above
-    the eigenvalue, grows with the iterations, and is exact when they are as many as the point has
-    entries.
+    Products with the Hessian are central differences of the gradient. Apart from their error the
+    answer is never above the eigenvalue, grows with the iterations, and is exact when they are as
+    many as the point has entries.
 
     Args:
         gradient: the function's gradient at a point, in the point's shape.

@@ -259,6 +259,26 @@ def test_workers_agree_once_more_when_all_is_done(run):
     assert together.asked == [8, 9, 10, 10] and run.saved == [9, 10]
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_report_can_be_the_last_and_stays_so(run, together):
+    """Reports are due at 4, 8 and 10; what is saved ends with the one that is enough."""
+
+    def go(start):
+        crew = {"interrupts": Together(stop_at=None)} if together else {}
+        run.run(start=start, is_enough=lambda row: row["step"] >= 5, **crew)
+
+    go(0)
+    assert run.reported == [4, 8] and sum(run.calls) == 8
+    assert run.saved == ([3, 4, 6, 8] if together else [3, 6, 8])
+    go(8)
+    assert run.reported == [4, 8] and sum(run.calls) == 8
+    # A kill before the report: it is made again, and is the last one again.
+    (run.model_dir / "history.jsonl").write_text("")
+    go(8)
+    assert run.reported == [4, 8, 8] and sum(run.calls) == 8
+    assert [row["step"] for row in run.rows()] == [8]
+
+
 def test_sigterm_in_a_report_cuts_it_short_and_saves(run):
     run.at["report", 4] = terminate
     assert run.interrupted() == 143

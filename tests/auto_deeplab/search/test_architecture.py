@@ -1,5 +1,6 @@
 """Alpha and beta: what is normalised over what; nothing illegal or infinite comes of it."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -134,3 +135,23 @@ def test_gradient_of_the_masked_softmax():
     jacobian = tape.batch_jacobian(p, logits)
     for row, own in zip(p.numpy(), jacobian.numpy(), strict=True):
         np.testing.assert_allclose(own, np.diag(row) - np.outer(row, row), atol=1e-6)
+
+
+def test_logits_that_are_given_take_alphas_place_in_float32():
+    """Whatever layers compute in: 1e-4 more or less is nothing to bfloat16."""
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        architecture = Architecture(
+            num_layers=2, num_blocks=1, operations=("skip_connect", "none"), seed=0
+        )
+        own = architecture.alpha.numpy()
+        moved = own + np.array([[1e-4, 0], [0, 0]], np.float32)
+        alpha, beta = architecture(tf.constant(moved))
+    finally:
+        keras.config.set_dtype_policy(before)
+    weights = np.exp(moved)
+    expected = weights / weights.sum(-1, keepdims=True)
+    np.testing.assert_allclose(alpha, expected, rtol=1e-6)
+    np.testing.assert_array_equal(beta, architecture()[1])
+    np.testing.assert_array_equal(architecture.alpha.numpy(), own)

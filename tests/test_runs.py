@@ -240,6 +240,7 @@ NO_MATTER = {
     "eval_split": "reports",
     "eval_every": "reports",
     "max_eval_images": "reports",
+    "alpha_hessian_batches": "reports",
     "save_every": "checkpoints",
     "keep_checkpoints": "checkpoints",
     "max_bad_steps": "a run goes on where it would have ended",

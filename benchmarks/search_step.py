@@ -57,6 +57,7 @@ class Setting:
     num_layers: int = 12
     num_blocks: int = 5
     stem_filters: str = ""
+    partial_channels: int = 1
     precision: str = "float32"
     recompute: str = "cell"
     jit_compile: bool = False
@@ -71,7 +72,8 @@ class Setting:
         return (
             f"{self.space}, crop {self.crop_size}, batch {self.batch_size}, "
             f"F = {self.filter_multiplier}, L = {self.num_layers}, B = {self.num_blocks}, "
-            f"stem {self.stem_filters or 'by default'}, {self.precision}"
+            f"stem {self.stem_filters or 'by default'}, K = {self.partial_channels}, "
+            f"{self.precision}"
         )
 
     def supernet(self) -> SuperNet:
@@ -83,6 +85,7 @@ class Setting:
             operations=SPACES[self.space],
             filter_multiplier=self.filter_multiplier,
             stem_filters=[int(number) for number in self.stem_filters.split(",") if number],
+            partial_channels=self.partial_channels,
             recompute=self.recompute,
             jit_compile=self.jit_compile,
         )
@@ -100,6 +103,7 @@ class Setting:
                     num_blocks=self.num_blocks,
                     operations=SPACES[self.space],
                     seed=0,
+                    partial_channels=self.partial_channels,
                 ),
                 weight_optimizer=optimizers.sgd(0.025, l2=3e-4),
                 architecture_optimizer=optimizers.adam(0.003, l2=1e-3),
@@ -128,7 +132,9 @@ class Setting:
         supernet.execution.inline = True
 
         def forward(images: tf.Tensor) -> tf.Tensor:
-            return supernet(images, *searching.architecture(), training=True)[0]
+            architecture = searching.architecture
+            edge_weights = architecture.edge_weights()
+            return supernet(images, *architecture(), training=True, edge_weights=edge_weights)[0]
 
         images = tf.TensorSpec([self.batch_size, self.crop_size, self.crop_size, 3], tf.float32)
         return 2 * model_cost.count_multiply_adds(forward, [images]) / 1e9
@@ -143,6 +149,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_layers", 12, "L", lower_bound=1)
     flags.DEFINE_integer("num_blocks", 5, "B", lower_bound=1)
     flags.DEFINE_string("stem_filters", "", "channels, such as 64,64,128; empty: as in the search")
+    flags.DEFINE_integer("partial_channels", 1, "K: operations see C / K channels", lower_bound=1)
     flags.DEFINE_enum("precision", "float32", distribution.PRECISIONS, "what layers compute in")
     flags.DEFINE_enum("recompute", "cell", list(RECOMPUTE), "what the backward pass computes again")
 

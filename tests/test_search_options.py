@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -75,6 +76,26 @@ def test_a_search_with_everything(searched, table):
     for name in ("network", "cell", "history"):
         with Image.open(directory / "figures" / f"{name}.png") as picture:
             assert min(picture.size) > 200
+
+
+def test_a_search_with_everything_goes_on(root, searched):
+    """From the checkpoint of its first report it comes to the same end, edge weights included."""
+    directory, flags = searched
+    copy = root / "copied"
+    shutil.copytree(directory, copy)
+    for path in (copy / "checkpoints").glob("ckpt-4.*"):
+        path.unlink()
+    done = search(root, f"--model_dir={copy}", *flags)
+    assert done.code == 0 and "search goes on at step 2 of 4" in done.stderr, done.stderr
+    rows, again = (
+        [json.loads(line) for line in (one / "history.jsonl").read_text().splitlines()]
+        for one in (directory, copy)
+    )
+    for name in ("step", "loss_arch", "val_miou", "alpha", "beta", "edge_weights", "path"):
+        assert rows[1][name] == again[1][name], name
+    assert rows[0]["edge_weights"] != rows[1]["edge_weights"]
+    found, wanted = (genotype.load(one / "genotype.json") for one in (copy, directory))
+    assert found.meta["edge_weights"] == wanted.meta["edge_weights"]
 
 
 def test_a_search_goes_on_with_the_stem_that_it_began_with(root):

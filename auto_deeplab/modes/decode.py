@@ -69,7 +69,9 @@ def write_architecture(
     figures.draw_cell(genotype, run_record.make_figure_path(model_dir, "cell"))
     rows = history.read(model_dir)
     if rows:
-        uniform = decoding.uniform_entropies(len(architecture.operations), genotype.num_layers)
+        uniform = decoding.uniform_entropies(
+            len(architecture.operations), genotype.num_layers, genotype.num_blocks
+        )
         figures.draw_history(rows, run_record.make_figure_path(model_dir, "history"), uniform)
     write_page(model_dir)
     say(genotype.describe())

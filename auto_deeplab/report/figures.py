@@ -54,6 +54,7 @@ HISTORY_PANELS = {
     "mean entropy (nats)": {
         "alpha_entropy": r"$\alpha$: an edge's operations",
         "beta_entropy": r"$\beta$: a node's outgoing edges",
+        "edge_entropy": "edge weights: a block's inputs",
     },
     "learning rate of the weights": {"learning_rate": "learning rate"},
 }
@@ -238,6 +239,18 @@ def _read_shares(genotype: Genotype) -> list[dict[tuple[int, Branch], float]]:
         return [{} for _ in genotype.cells]
 
 
+def _read_edge_weights(genotype: Genotype) -> list[dict[tuple[int, int], float]]:
+    """For each cell, (block, source) -> the weight by which that edge was decoded, if any."""
+    meta = genotype.meta
+    try:
+        weights = np.asarray(meta["edge_weights"], float)[..., np.newaxis]
+        rows = search_space.cell_edges(genotype.num_blocks)
+        of_cells, _ = decoding.find_alphas(weights, genotype.path, meta["alpha_sharing"])
+        return [dict(zip(rows, cell[:, 0], strict=True)) for cell in of_cells]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return [{} for _ in genotype.cells]
+
+
 def _cells_extent(genotype: Genotype) -> Point:
     """Width and height of the picture of all cells, in inches."""
     extents = [_cell_extent(blocks) for blocks in genotype.cells]
@@ -248,12 +261,12 @@ def _cells_extent(genotype: Genotype) -> Point:
 
 def _draw_cells(axes: Axes, genotype: Genotype) -> None:
     titles, top = _cell_titles(genotype), 0.0
-    shares = _read_shares(genotype)
+    shares, weights = _read_shares(genotype), _read_edge_weights(genotype)
     for number, blocks in enumerate(genotype.cells):
         if titles:
             axes.text(0.2, top + 0.4, titles[number], ha="left", va="center", fontsize=11)
             top += CELL_TITLE
-        _draw_one_cell(axes, blocks, top, shares[number])
+        _draw_one_cell(axes, blocks, top, shares[number], weights[number])
         top += _cell_extent(blocks)[1]
     axes.set_xlim(0, max(_cell_extent(blocks)[0] for blocks in genotype.cells))
     axes.set_ylim(top, 0)
@@ -315,7 +328,11 @@ def _cell_extent(blocks: Cell) -> tuple[float, float]:
 
 
 def _draw_one_cell(
-    axes: Axes, blocks: Cell, top: float, shares: Mapping[tuple[int, Branch], float]
+    axes: Axes,
+    blocks: Cell,
+    top: float,
+    shares: Mapping[tuple[int, Branch], float],
+    weights: Mapping[tuple[int, int], float],
 ) -> None:
     num_blocks, depths = len(blocks), _depths(blocks)
     starts, tracks = _tracks(blocks)
@@ -335,14 +352,17 @@ def _draw_one_cell(
         _draw_block(axes, number, branches, labels, left, rows[tensor])
         _draw_arrow(axes, (ends[tensor], rows[tensor]), (concat, rows[tensor]), _wire(tensor), 1.5)
     for tensor in range(num_blocks + 2):
-        targets = [
-            (starts[depths[number + 2]] + 0.25, rows[number + 2] + offset)
-            for number, block in enumerate(blocks)
-            for (source, _), offset in zip(
-                _order_branches(block, rows), (-BRANCH, BRANCH), strict=True
-            )
-            if source == tensor
-        ]
+        numbers, targets = [], []
+        for number, block in enumerate(blocks):
+            ordered = zip(_order_branches(block, rows), (-BRANCH, BRANCH), strict=True)
+            for (source, _), offset in ordered:
+                if source == tensor:
+                    numbers.append(number)
+                    targets.append((starts[depths[number + 2]] + 0.25, rows[number + 2] + offset))
+        for number, (x, y) in zip(numbers, targets, strict=True):
+            if (number, tensor) in weights:
+                weight = f"{weights[number, tensor]:.0%}"
+                axes.text(x - 0.2, y - 0.08, weight, ha="right", va="bottom", fontsize=7)
         _draw_wire(axes, (ends[tensor], rows[tensor]), tracks[tensor], targets, _wire(tensor))
     height = ROW * num_blocks - 0.3
     _draw_box(axes, concat, top + MARGIN + 0.15, 0.9, height, "#f2f2f2", INK)
@@ -445,7 +465,7 @@ def draw_history(
         axes.set_title(title, fontsize=11)
         axes.set_xlabel(clock)
         axes.spines[["top", "right"]].set_visible(False)
-        for (key, label), colour in zip(curves.items(), (BLUE, WIRES[1]), strict=False):
+        for (key, label), colour in zip(curves.items(), (BLUE, WIRES[1], WIRES[3]), strict=False):
             points = [(row[clock], row[key]) for row in rows if _is_finite(row.get(key))]
             if points:
                 axes.plot(

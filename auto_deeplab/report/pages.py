@@ -31,6 +31,8 @@ from official.progress import say
 FILE, SAMPLES = "report.html", "samples.json"
 SHOWN_WIDTH = 480  # of an image on the page, at most
 VOID = (0, 0, 0)
+DECODED = ("alpha", "beta", "edge_weights")
+"""What a report of a search and a decoded genotype both hold, as probabilities."""
 
 Row = Mapping[str, Any]
 GROUP_NUMBERS = ("miou_mean", "miou_std", "params_millions", "multi_adds_billions")
@@ -281,14 +283,16 @@ def _list_numbers(rows: Sequence[Row], identity: Row, mode: str) -> list[tuple[s
 
 
 def _entropy_shares(row: Row, identity: Row) -> dict[str, float]:
-    """The entropies of alpha and beta as shares of what uniform ones have."""
+    """The entropies of alpha, beta and edge weights as shares of what uniform ones have."""
     if "operations" not in identity:
         return {}
-    uniform = decoding.uniform_entropies(len(identity["operations"]), identity["num_layers"])
+    uniform = decoding.uniform_entropies(
+        len(identity["operations"]), identity["num_layers"], identity.get("num_blocks", 5)
+    )
     return {
-        name: row[f"{name}_entropy"] / uniform[f"{name}_entropy"]
-        for name in ("alpha", "beta")
-        if _is_number(row.get(f"{name}_entropy"))
+        name: row[f"{key}_entropy"] / uniform[f"{key}_entropy"]
+        for name, key in (("alpha", "alpha"), ("beta", "beta"), ("the edge weights", "edge"))
+        if _is_number(row.get(f"{key}_entropy"))
     }
 
 
@@ -302,7 +306,7 @@ def _draw_curves(rows: Sequence[Row], identity: Row, mode: str, clock: str) -> l
             for row in rows
             if name in _entropy_shares(row, identity)
         ]
-        for name in ("alpha", "beta")
+        for name in ("alpha", "beta", "the edge weights")
     }
     uniform = {"uniform": 1.0} if any(shares.values()) else {}
     changes = [
@@ -375,9 +379,10 @@ def _find_architectures(
             meta = {
                 "operations": identity["operations"],
                 "alpha_sharing": identity.get("alpha_sharing", "global"),
-                **{name: row[name] for name in ("alpha", "beta") if row.get(name)},
+                **{name: row[name] for name in DECODED if row.get(name)},
             }
             found = Genotype(row["path"], cells, row.get("cell_of_layer"), meta)
+            _describe_report(found, identity["operations"])  # only to see that it can
             reports.append((found, row[clock], _say(row, identity)))
     return _draw_architectures(reports) if reports else None
 
@@ -433,6 +438,7 @@ def _draw_architectures(reports: Sequence[tuple[Genotype, float, str]]) -> chart
         **charts.lay_out_trellis(num_layers),
         "has_beta": any(report["beta"] for report in drawn),
         "has_alpha": any(report["alpha"] for report in drawn),
+        "has_edge_weights": any(report["edge_weights"] for report in drawn),
         "heat": charts.lay_out_heat(
             [f"block {block} · {tensors[source]}" for block, source in edges],
             [name if name == search_space.NONE else operation_label(name) for name in operations],
@@ -466,11 +472,15 @@ def _describe_report(genotype: Genotype, operations: Sequence[str]) -> dict[str,
     for layer, level in path[1:]:
         index = search_space.alpha_index(sharing, layer, level)
         cells[index] = genotype.cell(layer)
-    alpha = beta = None
+    alpha = beta = edge_weights = None
     if "alpha" in genotype.meta:
         alpha = np.asarray(genotype.meta["alpha"], float).reshape(count, -1)
         if alpha.shape[1] != len(search_space.cell_edges(genotype.num_blocks)) * len(operations):
             raise ValueError("alpha has another number of edges")
+    if "edge_weights" in genotype.meta:
+        edge_weights = np.asarray(genotype.meta["edge_weights"], float).reshape(count, -1)
+        if edge_weights.shape[1] != len(search_space.cell_edges(genotype.num_blocks)):
+            raise ValueError("edge_weights has another number of edges")
     if "beta" in genotype.meta:
         shares = decoding.check_beta(genotype.meta["beta"])
         beta = [
@@ -481,6 +491,7 @@ def _describe_report(genotype: Genotype, operations: Sequence[str]) -> dict[str,
         "nodes": [nodes.index(node) for node in path],
         "beta": beta,
         "alpha": alpha.round(4).tolist() if alpha is not None else None,
+        "edge_weights": edge_weights.round(4).tolist() if edge_weights is not None else None,
         "kept": [_list_kept(cell, operations) for cell in cells],
         "branches": [_list_branches(cell) for cell in cells],
     }

@@ -331,7 +331,7 @@ def report(
     """What each report says about the architecture: entropies (nats), counts, path and cell.
 
     Where alpha is untied, skip_connects is that of the cell with the most, and all cells of the
-    path are listed, with the one of each layer. alpha and beta are their probabilities, rounded.
+    path are listed, with the one of each layer. alpha, beta and edge_weights are rounded.
 
     Args:
         architecture: alpha and beta.
@@ -345,7 +345,9 @@ def report(
         cells = {"cells": genotype.cells, "cell_of_layer": genotype.cell_of_layer}
     edges: dict[str, Any] = {}
     if "edge_weights" in genotype.meta:
-        edges["edge_entropy"] = decoding.edge_entropy(genotype.meta["edge_weights"])
+        weights = np.asarray(genotype.meta["edge_weights"])
+        edges["edge_entropy"] = decoding.edge_entropy(weights)
+        edges["edge_weights"] = weights.round(DIGITS).tolist()
     return {
         "alpha_entropy": decoding.alpha_entropy(alpha),
         "beta_entropy": decoding.beta_entropy(beta),

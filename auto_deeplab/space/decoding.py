@@ -208,16 +208,18 @@ def beta_entropy(beta: Array) -> float:
     return float(np.mean(rows))
 
 
-def uniform_entropies(num_operations: int, num_layers: int) -> dict[str, float]:
-    """Both entropies of uniform alpha and beta, under the names that history.jsonl gives them."""
+def uniform_entropies(num_operations: int, num_layers: int, num_blocks: int) -> dict[str, float]:
+    """The entropies of uniform alpha, beta and edge weights, under history.jsonl's names."""
     choices = [
         len(search_space.legal_directions(layer, source))
         for layer in range(1, num_layers + 1)
         for source in search_space.levels_at(layer - 1)
     ]
+    inputs = [2 + block for block in range(num_blocks)]
     return {
         "alpha_entropy": float(np.log(num_operations)),
         "beta_entropy": float(np.mean(np.log(choices))),
+        "edge_entropy": float(np.mean(np.log(inputs))),
     }
 
 

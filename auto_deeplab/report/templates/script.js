@@ -26,7 +26,12 @@ for (const box of document.querySelectorAll(".architecture")) {
         place.classList.toggle("deep", share > 0.6 * largest);
         place.classList.toggle("kept", kept.places.includes(index));
       });
-      all(cell, ".arc").forEach((arc, row) => arc.classList.toggle("kept", kept.rows.includes(row)));
+      all(cell, ".arc").forEach((arc, row) => {
+        const weight = report.edge_weights ? report.edge_weights[number][row] : null;
+        arc.classList.toggle("kept", kept.rows.includes(row));
+        arc.style.strokeWidth = weight === null ? "" : 0.8 + 6 * weight;
+        arc.querySelector("title").textContent = weight === null ? "" : `edge weight ${(100 * weight).toFixed(1)} %`;
+      });
       all(cell, ".branch").forEach((text, index) => { text.textContent = branches[index] || ""; });
     });
     for (const line of slider ? document.querySelectorAll(".now") : []) {

@@ -201,7 +201,9 @@ def test_axes_start_at_zero_and_entropies_have_a_line_at_uniform(drawn):
     rows = [
         {**row, "alpha_entropy": 2.0, "beta_entropy": 0.8, "learning_rate": 0.1} for row in ROWS
     ]
-    uniform = decoding.uniform_entropies(num_operations=8, num_layers=2)
+    uniform = decoding.uniform_entropies(num_operations=8, num_layers=2, num_blocks=3)
+    # A block has 2, 3 or 4 inputs.
+    assert uniform["edge_entropy"] == pytest.approx(math.log(2 * 3 * 4) / 3)
     # Of two layers, node 1 of the first and nodes 1, 2 of the second: 2; 2 and 3 outgoing edges.
     assert uniform["beta_entropy"] == pytest.approx((2 * math.log(2) + math.log(3)) / 3)
     figures.draw_history(rows, "unused.png", uniform)
@@ -260,14 +262,45 @@ def test_an_architecture_with_where_it_comes_from(drawn):
         for source, name in block:
             share = alpha[rows.index((number, source)), search_space.OPERATIONS.index(name)]
             assert f"{figures.operation_label(name)}  {share:.0%}" in texts
+        # Its edges have no weights: each operation's share is all that the cell says in percent.
+    assert sum("%" in text for text in texts) == 2 * made.num_blocks
     widths = sorted(line.get_linewidth() for line in drawn[0].axes[0].get_lines())
     assert widths[-2] > 2 * widths[1]  # edges of the trellis, by beta
+
+
+@pytest.mark.parametrize("sharing", ["global", "level"])
+def test_the_weights_of_edges_stand_at_their_wires(drawn, sharing):
+    rng = np.random.default_rng(0)
+    beta = random_genotype(rng)[1]
+    count = 1 if sharing == "global" else 4
+    shape = (count, search_space.num_cell_edges(3))
+    alpha = rng.dirichlet(np.ones(8), shape)
+    # Whole percents, each once: 1, 2, 3, ...
+    weights = np.arange(1, np.prod(shape) + 1).reshape(shape) / 100
+    if sharing == "global":
+        alpha, weights = alpha[0], weights[0]
+    names = search_space.OPERATIONS
+    made = decoding.decode(alpha, beta, names, 3, alpha_sharing=sharing, edge_weights=weights)
+    figures.draw_architecture(made, "unused.png")
+    check_that_texts_can_be_read(drawn[0])
+    texts = [text for text, _ in text_boxes(drawn[0]) if text.endswith("%") and "  " not in text]
+    rows = search_space.cell_edges(3)
+    levels = sorted(set(made.path)) if sharing == "level" else [0]
+    wanted = [
+        weights.reshape(shape)[level, rows.index((number, source))]
+        for cell, level in zip(made.cells, levels, strict=True)
+        for number, block in enumerate(cell)
+        for source, _ in block
+    ]
+    assert sorted(texts) == sorted(f"{weight:.0%}" for weight in wanted)
 
 
 @pytest.mark.parametrize(
     "meta",
     [
         {},
+        {"edge_weights": [[1.0]], "alpha_sharing": "global"},
+        {"edge_weights": "x", "alpha_sharing": "level"},
         {"alpha": 7, "beta": "x", "operations": [1], "alpha_sharing": "global"},
         {"alpha": [[0.5]], "beta": [[[0.5] * 3] * 4], "operations": ["none"], "alpha_sharing": 3},
         {"alpha": [[np.nan] * 8] * 20, "operations": list(search_space.OPERATIONS)},

@@ -112,6 +112,20 @@ def test_a_search_shows_each_report(tmp_path):
     assert "tree</td>" not in text  # it was never seen
 
 
+def test_edges_are_as_wide_as_their_weights(tmp_path):
+    # One block of two inputs, whose uniform entropy is ln 2.
+    rows = [row | {"edge_weights": [0.75, 0.25], "edge_entropy": np.log(2) / 4} for row in ROWS]
+    text, ((first, _),) = write(tmp_path, rows)
+    assert first["edge_weights"] == [[0.75, 0.25]]
+    assert "entropy of the edge weights 25.0% of uniform" in first["said"]
+    assert "as wide as the weight of the edge" in text
+    # One that has another number of edges is left out, as all rows by another hand are.
+    odd = [rows[0], rows[1] | {"edge_weights": [0.75, 0.25, 0.0]}]
+    assert "as wide as the weight" not in write(tmp_path, ROWS)[0]
+    text, _ = write(tmp_path, odd)
+    assert "0.270" in text
+
+
 def test_text_stays_text(tmp_path):
     sample = SimpleNamespace(
         name=HOSTILE,

@@ -41,6 +41,7 @@ def make(
     architecture_optimizer=lambda: optimizers.sgd(1.0, l2=1e-3),
     sync_batch_norm=True,
     jit_compile=False,
+    partial_channels=1,
     **options,
 ):
     with strategy.scope():
@@ -54,9 +55,14 @@ def make(
             stem_filters=(4, 4, 6),
             sync_batch_norm=sync_batch_norm,
             jit_compile=jit_compile,
+            partial_channels=partial_channels,
         )
         architecture = Architecture(
-            num_layers=num_layers, num_blocks=num_blocks, operations=operations, seed=0
+            num_layers=num_layers,
+            num_blocks=num_blocks,
+            operations=operations,
+            seed=0,
+            partial_channels=partial_channels,
         )
         return Search(
             net,
@@ -403,16 +409,20 @@ def one_search_step(search, strategy, eager):
 
 
 @pytest.mark.parametrize(
-    ("eager", "size", "operations"),
+    ("eager", "size", "operations", "partial_channels"),
     [
-        (True, (2, 2), ("dil_conv_3x3", *FEW)),
-        (False, (1, 1), ("dil_conv_3x3", "skip_connect")),  # small, as it is slow to trace
+        (True, (2, 2), ("dil_conv_3x3", *FEW), 1),
+        (True, (1, 2), FEW, 2),
+        (False, (1, 1), ("dil_conv_3x3", "skip_connect"), 1),  # small, as it is slow to trace
     ],
 )
-def test_two_replicas_equal_one_device(two_replicas, eager, size, operations):
+def test_two_replicas_equal_one_device(two_replicas, eager, size, operations, partial_channels):
     # Replica 0 has 1089 + 726 valid pixels of each batch, replica 1 has 66.
     strategy = distribution.make_strategy("one_device")
-    single, double = make(strategy, *size, operations), make(two_replicas, *size, operations)
+    single, double = (
+        make(where, *size, operations, partial_channels=partial_channels)
+        for where in (strategy, two_replicas)
+    )
     before = values([*single.supernet.variables, *single.architecture.variables])
     assert_same(values([*double.supernet.variables, *double.architecture.variables]), before)
     losses, wanted = one_search_step(single, strategy, eager)

@@ -175,7 +175,12 @@ def run_mode() -> None:
                 candidates=FLAGS.candidates,
                 cost_table=FLAGS.cost_table,
                 cost_budget=FLAGS.cost_budget,
-                ranking=Ranking(of(Data), FLAGS.batch_norm_batches, FLAGS.max_eval_images)
+                ranking=Ranking(
+                    of(Data),
+                    batch_norm_batches=FLAGS.batch_norm_batches,
+                    steps=FLAGS.ranking_steps,
+                    max_eval_images=FLAGS.max_eval_images,
+                )
                 if FLAGS.data_dir
                 else None,
             )

@@ -158,6 +158,7 @@ USED: dict[str, tuple[str, ...]] = {
     "sample_best": ("sample",),
     "candidates": ("sample",),
     "batch_norm_batches": ("sample",),
+    "ranking_steps": ("sample", "study"),
     "search_flagfile": ("study",),
     "train_flagfile": ("study",),
     "num_searches": ("study",),
@@ -744,6 +745,13 @@ _count(
     8,
     "The number of batches on which an architecture's BN statistics are estimated in the super-net "
     "before it is evaluated there; the batches are made as the search makes them.",
+)
+flags.DEFINE_integer(
+    "ranking_steps",
+    0,
+    "So many steps train the super-net's weights for single architectures, drawn uniformly, before "
+    "any is ranked in it: the search trained them as a mixture.",
+    lower_bound=0,
 )
 
 # study

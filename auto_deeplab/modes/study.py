@@ -60,6 +60,7 @@ class Plan:
         num_random: architectures drawn uniformly from the searches' space.
         presets: architectures that are trained beside.
         front: so many of the Pareto front of the first search are trained too.
+        ranking_steps: of --mode=sample, wherever it ranks.
     """
 
     data_dir: str
@@ -69,6 +70,7 @@ class Plan:
     num_random: int = 3
     presets: Sequence[str] = ()
     front: int = 0
+    ranking_steps: int = 0
 
 
 def study(
@@ -170,7 +172,9 @@ def make_parts(model_dir: str, plan: Plan) -> list[Part]:
             for name in plan.presets
             if _is_in(genotypes.load(name), operations, num_layers, num_blocks)
         ]
-        of_first = ("--mode=sample", f"--model_dir={at(searches[0])}", data)
+        of_first: tuple[str, ...] = ("--mode=sample", f"--model_dir={at(searches[0])}", data)
+        if plan.ranking_steps:
+            of_first += (f"--ranking_steps={plan.ranking_steps}",)
         needed = tuple(dict.fromkeys(part.name for part in parts))
         ranked = (
             *(f"--output_dir={at('ranking')}", "--num_samples=0"),

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from auto_deeplab.budget import cost_table, expected_cost
+from auto_deeplab.modes import ranking
 from auto_deeplab.modes.flag_definitions import USED
 from auto_deeplab.space import genotype
 from tests.command import TINY_SEARCH, train_here
@@ -157,8 +160,13 @@ def test_all_its_flags_are_tried_here():
             "eval_split",
             "max_eval_images",
             "batch_norm_batches",
+            "ranking_steps",
         ),
     }
+
+
+def read_history(directory):
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
 
 
 def rank(search, output_dir, *flags):
@@ -194,6 +202,8 @@ def test_ranked_in_the_super_net(search, tmp_path):
     resumed = {row["name"]: row["miou"] for row in json.loads(again.stdout.splitlines()[-1])}
     assert resumed == {row["name"]: row["miou"] for row in rows} | {"search": 0.123}
     # Another ranking does not mix with it.
+    other = rank(search, tmp_path / "out", *flags, "--ranking_steps=2")
+    assert other.code == 1 and "ranking_steps 0, not 2" in other.stderr
     other = rank(search, tmp_path / "out", *flags, "--batch_norm_batches=2")
     assert other.code == 1 and "batch_norm_batches 1, not 2" in other.stderr
 
@@ -212,3 +222,35 @@ def test_what_cannot_be_ranked(search, tmp_path):
         done = train_here("--mode=sample", f"--output_dir={tmp_path / 'no'}", *flags)
         assert done.code == 2 and words in done.stderr, (flags, done.stderr)
         assert not (tmp_path / "no").exists()
+
+
+def test_ranked_by_weights_of_single_paths(search, tmp_path, monkeypatch):
+    """Other weights, another ranking; the search stays as it is; a kill changes nothing."""
+    monkeypatch.setattr(ranking, "SAVE_EVERY", 1)
+    kept = {path: path.read_bytes() for path in search.rglob("*") if path.is_file()}
+    flags = ("--num_samples=2", f"--candidates={search}/genotype.json")
+    out = tmp_path / "out"
+    done = rank(search, out, *flags, "--ranking_steps=3")
+    assert done.code == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])
+    steps = read_history(out / "supernet")
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    # Guessing among the 19 classes costs ln 19 = 2.9; rates fall along the search's cosine.
+    assert all(0 < row["loss_w"] < 10 for row in steps)
+    assert steps[0]["learning_rate"] > steps[1]["learning_rate"] > steps[2]["learning_rate"]
+    weights = tf.train.load_checkpoint(str(out / "supernet" / "checkpoints" / "ckpt-3"))
+    before = tf.train.load_checkpoint(str(next((search / "checkpoints").glob("*.index")))[:-6])
+    names = [name for name in before.get_variable_to_shape_map() if name.startswith("weights/")]
+    assert any(np.any(weights.get_tensor(n) != before.get_tensor(n)) for n in names)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+    # As if it had been killed after two steps.
+    for path in (out / "supernet" / "checkpoints").glob("ckpt-3.*"):
+        path.unlink()
+    ranked = out / "ranked.json"
+    ranked.write_text(json.dumps(json.loads(ranked.read_text()) | {"miou": {}}))
+    again = rank(search, out, *flags, "--ranking_steps=3")
+    assert again.code == 0 and "goes on at step 2 of 3" in again.stderr, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1]) == rows
+    resumed = read_history(out / "supernet")
+    assert [row["loss_w"] for row in resumed] == [row["loss_w"] for row in steps]

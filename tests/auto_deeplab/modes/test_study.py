@@ -1,5 +1,6 @@
 """--mode=study: the parts, their order, what is run again, and one real study from end to end."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -51,6 +52,10 @@ def test_the_parts(plan):
         *("train_random_0", "eval_random_0", "train_published", "eval_published"),
         *("train_front_0", "eval_front_0", "compare"),
     ]
+    assert not any("ranking_steps" in flag for part in parts.values() for flag in part.arguments)
+    longer = make_parts("S", dataclasses.replace(plan, ranking_steps=7))
+    with_steps = {part.name for part in longer if "--ranking_steps=7" in part.arguments}
+    assert with_steps == {"ranking", "family"}
     seen = set()
     for name, part in parts.items():
         assert set(part.needs) <= seen, name

@@ -5,10 +5,11 @@ import pytest
 import tensorflow as tf
 
 from auto_deeplab.search.architecture import Architecture
-from auto_deeplab.search.ranking import Candidate
+from auto_deeplab.search.ranking import Candidate, SinglePaths
 from auto_deeplab.search.supernet import SuperNet
 from auto_deeplab.space.encoding import encode
 from auto_deeplab.space.genotype import Genotype
+from official import optimizers
 
 OPERATIONS = ("sep_conv_3x3", "atrous_conv_3x3", "avg_pool_3x3", "skip_connect", "none")
 GENOTYPE = Genotype(
@@ -93,3 +94,48 @@ def test_what_was_there_before_leaves_nothing():
     np.testing.assert_array_equal(candidate.logits(batches[0]["image"]), before)
     for value, variable in zip(weights, candidate.supernet.trainable_variables, strict=True):
         np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.every_machine
+def test_a_step_for_a_single_path_is_plain_sgd_on_what_it_has():
+    candidate, (batch,) = make_candidate(), make_batches(1)
+    labels = np.random.default_rng(1).integers(0, 3, (2, 33, 33)).astype(np.int32)
+    labels[0, :9] = 255
+    weights = candidate.supernet.trainable_variables
+    before = [variable.numpy() for variable in weights]
+    # The same from the definition: the mean over the pixels that are not void, of one gradient.
+    with tf.GradientTape() as tape:
+        logits, _ = candidate.supernet(batch["image"], *CODE, training=True)
+        valid = labels < 255
+        wanted = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels[valid], logits[valid])
+        )
+    gradients = tape.gradient(wanted, weights, unconnected_gradients="zero")
+    statistics = [variable.numpy() for variable in candidate.supernet.moving_statistics()]
+
+    training = SinglePaths(candidate, optimizer=optimizers.sgd(0.1, l2=0.0), ignore_label=255)
+    step = (*CODE, batch | {"label": tf.constant(labels)})
+    (losses,) = training.steps(step)
+    np.testing.assert_allclose(losses["loss_w"], wanted, rtol=1e-5)
+    still = 0
+    for variable, old, gradient in zip(weights, before, gradients, strict=True):
+        # Momentum has no past in the first step.
+        change = (variable - old).numpy()
+        expected = -0.1 * gradient.numpy()
+        # The weights themselves are rounded to 6e-8 of their size.
+        rounding = 1.2e-7 * np.abs(old).max()
+        assert np.abs(change - expected).max() <= 1e-4 * np.abs(expected).max() + rounding
+        if "atrous_conv_3x3" in variable.path:  # which it has not
+            np.testing.assert_array_equal(variable, old)
+            still += 1
+    assert still == 5
+    for variable, old in zip(candidate.supernet.moving_statistics(), statistics, strict=True):
+        np.testing.assert_array_equal(variable, old)
+
+    # Each step is for the architecture that comes with it: this one has atrous convolutions alone.
+    other = [part.copy() for part in CODE]
+    other[0] = other[0][:, [1, 0, 2, 3, 4]]
+    training.steps(step, (*other, step[2]))
+    moved = [v for v in weights if "atrous_conv_3x3" in v.path]
+    old = {v.path: value for v, value in zip(weights, before, strict=True)}
+    assert all(np.any(variable.numpy() != old[variable.path]) for variable in moved)

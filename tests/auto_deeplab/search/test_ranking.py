@@ -136,6 +136,9 @@ def test_a_step_for_a_single_path_is_plain_sgd_on_what_it_has():
     other = [part.copy() for part in CODE]
     other[0] = other[0][:, [1, 0, 2, 3, 4]]
     training.steps(step, (*other, step[2]))
-    moved = [v for v in weights if "atrous_conv_3x3" in v.path]
-    old = {v.path: value for v, value in zip(weights, before, strict=True)}
-    assert all(np.any(variable.numpy() != old[variable.path]) for variable in moved)
+    moved = [
+        variable.path
+        for variable, old in zip(weights, before, strict=True)
+        if "atrous_conv_3x3" in variable.path and np.any(variable.numpy() != old)
+    ]
+    assert len(moved) == 2, moved  # of the two nodes on its path

@@ -4,16 +4,20 @@
         [--space=dense] [--precision=float32] [--recompute=cell] [--crop_size=321] ...
 
 The program's parameters are the step's batches, then the variables that it reads; its results are
-the loss, then the variables that it writes. The last line is JSON, whose `carry` lists which result
-is which parameter of the next step, as `result:parameter` pairs.
+the loss, then the variables that it writes. The last line is JSON, as is step.json beside the
+program; its `carry` lists which result is which parameter of the next step, as `result:parameter`
+pairs. With --values step.npz holds the parameters arg0, arg1, ... and the loss that they give here.
+run_stablehlo.py runs it.
 """
 
 import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -21,6 +25,8 @@ if __name__ == "__main__":
 
     import_tensorflow()
 
+import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from benchmarks.search_step import Setting, define_flags
@@ -41,10 +47,11 @@ def main() -> None:
     began = time.perf_counter()
     searching = setting.search()
     one, two = setting.batches()
-    if values.step == "weights":
-        lowered = searching.weight_step.experimental_get_compiler_ir(one)
-    else:
-        lowered = searching.architecture_step.experimental_get_compiler_ir(two, one)
+    step, batches = {
+        "weights": (searching.weight_step, (one,)),
+        "architecture": (searching.architecture_step, (two, one)),
+    }[values.step]
+    lowered = step.experimental_get_compiler_ir(*batches)
     program = lowered(stage="stablehlo_serialized")
     write_atomically(values.output, program)
     # Only the header of the HLO text says which results are variables.
@@ -58,11 +65,27 @@ def main() -> None:
         "variables_written": len(variables),
         "carry": ",".join(variables),
     }
+    output = Path(values.output)
+    write_atomically(output.with_suffix(".json"), json.dumps(results) + "\n")
+    if values.values:
+        write_values(output.with_suffix(".npz"), step, batches)
     print(json.dumps(results))
+
+
+def write_values(path: Path, step: Any, batches: Sequence[Any]) -> None:
+    """Writes the parameters as they are now, and the loss of a step, which is made."""
+    concrete = step.get_concrete_function(*batches)
+    variables = {id(variable.handle): variable for variable in concrete.graph.variables}
+    # In the program the batches' tensors come first, then what the function has captured.
+    captured = [variables[id(handle)].numpy() for handle in concrete.captured_inputs]
+    arrays = [*(tensor.numpy() for tensor in tf.nest.flatten(batches)), *captured]
+    named = {f"arg{number}": array for number, array in enumerate(arrays)}
+    np.savez(path, loss=step(*batches).numpy(), **named)
 
 
 if __name__ == "__main__":
     define_flags()
     define_path("output", None, "the file to write")
+    flags.DEFINE_bool("values", False, "write the parameters and the loss, too")
     flags.DEFINE_enum("step", "weights", ["weights", "architecture"], "which of the two")
     run_app(main)

@@ -126,7 +126,7 @@ def test_search_leaves_what_the_contract_says(search_dir):
 
 def test_decode_makes_the_same_genotype_again(search_dir):
     before = {path: path.read_bytes() for path in search_dir.rglob("*") if path.is_file()}
-    made = ("genotype.json", "network.png", "cell.png", "history.png", "report.html")
+    made = ("genotype.json", "network.png", "cell.png", "alpha.png", "history.png", "report.html")
     for path in before:
         if path.name in made:
             path.unlink()

@@ -67,6 +67,7 @@ def write_architecture(
     genotype.save(os.path.join(model_dir, run_record.GENOTYPE))
     figures.draw_network(genotype, run_record.make_figure_path(model_dir, "network"), beta=beta)
     figures.draw_cell(genotype, run_record.make_figure_path(model_dir, "cell"))
+    figures.draw_alpha(genotype, run_record.make_figure_path(model_dir, "alpha"))
     rows = history.read(model_dir)
     if rows:
         uniform = decoding.uniform_entropies(

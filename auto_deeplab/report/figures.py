@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from auto_deeplab.space import decoding, search_space
@@ -172,6 +172,45 @@ def draw_cell(genotype: Genotype, path: PathLike) -> None:
     _save(figure, path)
 
 
+def draw_alpha(genotype: Genotype, path: PathLike) -> None:
+    """Draws alpha as a heat map, one for each cell of the path: a row for each edge of the cell.
+
+    A field is the probability of an operation in percent, Eq. 3; frames mark what decoding kept.
+
+    Args:
+        genotype: whose meta holds alpha, as decoding writes it.
+        path: the file to write.
+
+    Raises:
+        ValueError: its meta holds no alpha, or one of another search space.
+    """
+    alphas, names = _find_alphas(genotype), genotype.meta["operations"]
+    edges = search_space.cell_edges(genotype.num_blocks)
+    sources = ["$H^{l-1}$", "$H^{l-2}$", *(f"block {n}" for n in range(genotype.num_blocks))]
+    titles = _cell_titles(genotype) or [r"$\alpha$ in %; frames: kept"]
+    size = 2.2 + 0.62 * len(names), 0.8 + 0.28 * len(edges)
+    figure = Figure(figsize=(size[0], size[1] * len(alphas)), layout="constrained")
+    for place, (alpha, cell, title) in enumerate(zip(alphas, genotype.cells, titles, strict=True)):
+        axes = figure.add_subplot(len(alphas), 1, place + 1)
+        axes.imshow(alpha, cmap="Blues", vmin=0, vmax=1.6 * alpha.max(), aspect="auto")
+        for (row, column), share in np.ndenumerate(alpha):
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8)
+        for number, block in enumerate(cell):
+            for source, name in block:
+                corner = names.index(name) - 0.47, edges.index((number, source)) - 0.45
+                axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor=INK, lw=1.6))
+        for row in range(1, len(edges)):
+            if edges[row][0] != edges[row - 1][0]:
+                axes.axhline(row - 0.5, color=INK, linewidth=0.8)
+        axes.set_xticks(range(len(names)), [operation_label(name) for name in names], fontsize=8)
+        axes.xaxis.tick_top()
+        labels = [f"{sources[source]} → block {number}" for number, source in edges]
+        axes.set_yticks(range(len(edges)), labels, fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_title(title, fontsize=11)
+    _save(figure, path)
+
+
 def draw_architecture(genotype: Genotype, path: PathLike) -> None:
     """Draws both in one picture: what the genotype is, its path above and its cells below.
 
@@ -219,24 +258,40 @@ def _read_beta(genotype: Genotype) -> np.ndarray | None:
     return beta if len(beta) == genotype.num_layers else None
 
 
-def _read_shares(genotype: Genotype) -> list[dict[tuple[int, Branch], float]]:
-    """For each cell, (block, branch) -> the probability by which that operation was decoded."""
+def _find_alphas(genotype: Genotype) -> list[np.ndarray]:
+    """Of each cell, the alpha by which it was decoded: float [E, operations].
+
+    Raises:
+        ValueError: meta, which may be anything, holds none that fits.
+    """
     meta = genotype.meta
     try:
         names, sharing = meta["operations"], meta["alpha_sharing"]
         alphas, _ = decoding.find_alphas(meta["alpha"], genotype.path, sharing)
         checked = [decoding.check_alpha(one, names, genotype.num_blocks) for one in alphas]
-        rows = {edge: row for row, edge in enumerate(search_space.cell_edges(genotype.num_blocks))}
-        return [
-            {
-                (number, (source, name)): float(alpha[rows[number, source], names.index(name)])
-                for number, block in enumerate(cell)
-                for source, name in block
-            }
-            for cell, alpha in zip(genotype.cells, checked, strict=True)
-        ]
+        kept = {name for cell in genotype.cells for block in cell for _, name in block}
+        if len(checked) == len(genotype.cells) and kept <= {*names}:
+            return checked
     except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise ValueError("the genotype does not say by which alpha it was decoded")
+
+
+def _read_shares(genotype: Genotype) -> list[dict[tuple[int, Branch], float]]:
+    """For each cell, (block, branch) -> the probability by which that operation was decoded."""
+    try:
+        alphas, names = _find_alphas(genotype), genotype.meta["operations"]
+    except ValueError:
         return [{} for _ in genotype.cells]
+    rows = {edge: row for row, edge in enumerate(search_space.cell_edges(genotype.num_blocks))}
+    return [
+        {
+            (number, (source, name)): float(alpha[rows[number, source], names.index(name)])
+            for number, block in enumerate(cell)
+            for source, name in block
+        }
+        for cell, alpha in zip(genotype.cells, alphas, strict=True)
+    ]
 
 
 def _read_edge_weights(genotype: Genotype) -> list[dict[tuple[int, int], float]]:
@@ -273,9 +328,10 @@ def _draw_cells(axes: Axes, genotype: Genotype) -> None:
 
 
 def operation_label(name: str) -> str:
-    """The short name of an operation in the pictures: `sep 3x3`, `atr 5x5`, `avg 3x3`, `skip`."""
-    kind, *_, size = name.split("_")
-    return kind if name == search_space.SKIP_CONNECT else f"{kind[:3]} {size}"
+    """The short name of an operation in pictures: `sep 3x3`, `atr 5x5`, `avg 3x3`, `skip`."""
+    words = name.split("_")
+    has_window = name not in (search_space.SKIP_CONNECT, search_space.NONE)
+    return f"{words[0][:3]} {words[-1]}" if has_window else words[0]
 
 
 def _operation_label(branch: Branch, share: float | None) -> str:

@@ -441,7 +441,7 @@ def _draw_architectures(reports: Sequence[tuple[Genotype, float, str]]) -> chart
         "has_edge_weights": any(report["edge_weights"] for report in drawn),
         "heat": charts.lay_out_heat(
             [f"block {block} · {tensors[source]}" for block, source in edges],
-            [name if name == search_space.NONE else operation_label(name) for name in operations],
+            [operation_label(name) for name in operations],
         ),
         "arcs": charts.lay_out_cell(num_blocks, tensors),
         "cells": [

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.patches import Circle, FancyArrowPatch
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from matplotlib.text import Text
 
 from auto_deeplab.report import figures
@@ -156,6 +156,42 @@ def test_cell_labels(drawn):
     assert operations == ["atr 3x3"] + 2 * ["atr 5x5"] + 4 * ["sep 3x3"] + 3 * ["sep 5x5"]
     assert texts.count("+") == 5
     check_that_texts_can_be_read(drawn[0])
+
+
+def test_alpha_is_drawn_with_what_was_kept(drawn):
+    made, _ = random_genotype(np.random.default_rng(0), num_blocks=3)
+    figures.draw_alpha(made, "unused.png")
+    check_that_texts_can_be_read(drawn[0])
+    (axes,) = drawn[0].axes
+    # Three blocks have 2 + 3 + 4 edges.
+    assert axes.images[0].get_array().shape == (9, 8)
+    texts = [text for text, _ in text_boxes(drawn[0])]
+    assert {"sep 3x3", "none", "$H^{l-2}$ → block 0", "block 1 → block 2"} <= {*texts}
+    shares = [f"{100 * share:.0f}" for row in made.meta["alpha"] for share in row]
+    assert [text for text in texts if text.isdecimal()] == shares
+    # A frame lies around the middle of its field; two for each of three blocks.
+    edges = search_space.cell_edges(3)
+    frames = [frame for frame in axes.patches if isinstance(frame, Rectangle)]
+    middles = [(round(f.get_x() + 0.47), round(f.get_y() + 0.45)) for f in frames]
+    assert [(edges[row], search_space.OPERATIONS[column]) for column, row in middles] == [
+        ((number, source), name)
+        for number, block in enumerate(made.cells[0])
+        for source, name in block
+    ]
+
+
+def test_each_cell_has_an_alpha(drawn):
+    rng = np.random.default_rng(1)
+    made, beta = random_genotype(rng, num_layers=4, num_blocks=2)
+    alpha = rng.dirichlet(np.ones(8), [4, 5])  # one for each layer: 2 + 3 edges
+    several = decoding.decode(alpha, beta, search_space.OPERATIONS, 2, alpha_sharing="layer")
+    figures.draw_alpha(several, "unused.png")
+    check_that_texts_can_be_read(drawn[0])
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert titles == [f"cell {n}: used by layers {n + 1}" for n in range(4)]
+    own = Genotype(made.path, made.cells)
+    with pytest.raises(ValueError, match="does not say by which alpha"):
+        figures.draw_alpha(own, "unused.png")
 
 
 def test_operation_labels():

@@ -1,13 +1,10 @@
-"""history.jsonl: what a run reported, one JSON object a line, and the same for TensorBoard."""
+"""history.jsonl: what a run reported, one JSON object a line."""
 
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from typing import IO, Any
-
-import tensorflow as tf
 
 from official.files import open_file, write_atomically
 from official.progress import say
@@ -15,7 +12,6 @@ from official.progress import say
 Row = dict[str, Any]
 
 FILE = "history.jsonl"
-SUMMARIES = "summaries"
 
 NUMBERS = (
     *("epoch", "saved", "loss_w", "loss_arch", "learning_rate", "images_per_s", "wait_share"),
@@ -31,11 +27,8 @@ MOST_WARNINGS = 5
 class History:
     """The reports of a run that goes on: those before it are kept, further ones are added.
 
-    The summaries are made anew from the rows, so that no point of a process that was killed stands
-    there a second time.
-
     Args:
-        model_dir: where the files are; it exists.
+        model_dir: where the file is; it exists.
         start_step: reports of later steps, which were not saved or are to be made again, go.
         writes: False on all workers but the chief.
     """
@@ -43,14 +36,9 @@ class History:
     def __init__(self, model_dir: str, start_step: int, writes: bool) -> None:
         self._path = os.path.join(model_dir, FILE)
         self.rows = [row for row in read(model_dir) if row["step"] <= start_step]
-        self._writer = None
+        self._writes = writes
         if writes:
             write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-            summaries = os.path.join(model_dir, SUMMARIES)
-            shutil.rmtree(summaries, ignore_errors=True)
-            self._writer = tf.summary.create_file_writer(summaries)
-            for row in self.rows:
-                self._summarize(row)
 
     def has(self, step: int) -> bool:
         """Whether there is a report of that step."""
@@ -59,21 +47,12 @@ class History:
     def append(self, row: Row) -> None:
         """Adds a report; it is on the disk when this returns."""
         self.rows.append(row)
-        if self._writer is None:
+        if not self._writes:
             return
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._summarize(row)
-
-    def _summarize(self, row: Row) -> None:
-        assert self._writer is not None
-        with self._writer.as_default():
-            for name, value in row.items():
-                if name not in ("step", "saved") and _is_number(value):
-                    tf.summary.scalar(name, value, step=row["step"])
-        self._writer.flush()
 
 
 def read(model_dir: str) -> list[Row]:

@@ -14,6 +14,7 @@ from official.errors import RunError
 from official.history import History, Row
 from official.interrupts import Interrupts
 from official.progress import Progress, say
+from official.summaries import Summaries
 from official.training_step import Losses
 from official.workers import Crew
 
@@ -109,6 +110,7 @@ def run(
     steps_per_loop: int = 1,
     passes: Callable[[int], int] = lambda step: 1,
     writes: bool = True,
+    summaries: Summaries | None = None,
     reported: Callable[[], None] = lambda: None,
     is_enough: Callable[[Row], bool] = lambda row: False,
     interrupts: Interrupts | Crew | None = None,
@@ -130,7 +132,7 @@ def run(
             wait_share, the part 0..1 of the time that steps waited for data. Where steps before an
             interruption are not in the means, "resumed_within" is true. "val_miou" is shown, and
             the weights of the highest one kept.
-        model_dir: where history.jsonl and summaries are; it exists.
+        model_dir: where history.jsonl is; it exists.
         epoch_steps: steps in an epoch, for the reports.
         batch_size: images a step, for the rate.
         store: of the run, restored to `start_step`. It saves every `save_every` steps and at the
@@ -145,6 +147,7 @@ def run(
         passes: is given the number of steps made before a step; how often the step goes through
             the network, for the time left.
         writes: False on all workers but the chief.
+        summaries: shows the reports where `writes`.
         reported: is called where `writes`, when a report stands in history.jsonl.
         is_enough: is given the row of the steps made, each time a report is due; whether the run
             ends here, before total_steps.
@@ -174,6 +177,8 @@ def run(
         if _is_best(row, history.rows, store.best_step()):
             store.save_best(done)
         history.append(row)
+        if writes and summaries:
+            summaries.add(row)
         if writes:
             reported()
         measured.start_next()
@@ -217,6 +222,8 @@ def run(
     known: set[int] = set()
     unchecked: list[tuple[int, Losses]] = []
     history = History(model_dir, start_step, writes)
+    if writes and summaries:
+        summaries.start(history.rows)
     say(f"{name} {'goes on' if done else 'starts'} at step {done} of {total_steps}: {model_dir}")
     progress = Progress(
         name,

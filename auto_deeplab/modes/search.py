@@ -41,6 +41,7 @@ from auto_deeplab.modes.model_dir import (
 )
 from auto_deeplab.modes.train import NetworkOptions
 from auto_deeplab.report import summary
+from auto_deeplab.report.board import make_board
 from auto_deeplab.runs import run_record, saved_network
 from auto_deeplab.search import bilevel
 from auto_deeplab.search.bilevel import CostTerm, Search
@@ -398,6 +399,9 @@ def search(
             steps_per_loop=compilation.steps_per_loop,
             passes=bilevel.count_passes(first_search_step, schedule.second_order),
             writes=is_chief,
+            summaries=make_board(model_dir, run_record.read(model_dir, "search"))
+            if is_chief
+            else None,
             reported=lambda: write_page(model_dir),
             is_enough=collapsed,
             interrupts=distribution.interrupts_of(strategy),

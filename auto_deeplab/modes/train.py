@@ -39,6 +39,7 @@ from auto_deeplab.modes.model_dir import (
 from auto_deeplab.network.network import Network
 from auto_deeplab.network.retrain import Retrain
 from auto_deeplab.report import figures, summary
+from auto_deeplab.report.board import make_board
 from auto_deeplab.runs import run_record, saved_network
 from auto_deeplab.runs.run_record import NETWORK_SHAPE
 from auto_deeplab.space.genotype import Genotype
@@ -278,6 +279,9 @@ def train(
             explain=explain,
             steps_per_loop=compilation.steps_per_loop,
             writes=is_chief,
+            summaries=make_board(model_dir, run_record.read(model_dir, "train"), architecture)
+            if is_chief
+            else None,
             reported=lambda: write_page(model_dir),
             interrupts=distribution.interrupts_of(strategy),
         )

@@ -375,16 +375,25 @@ def _find_architectures(
     for row in rows:
         # A row by another hand may hold anything; its report is left out of the slider.
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
-            cells: Any = row["cells"] if row.get("cell_of_layer") else [row["cell"]]
-            meta = {
-                "operations": identity["operations"],
-                "alpha_sharing": identity.get("alpha_sharing", "global"),
-                **{name: row[name] for name in DECODED if row.get(name)},
-            }
-            found = Genotype(row["path"], cells, row.get("cell_of_layer"), meta)
+            found = decode_row(row, identity)
             _describe_report(found, identity["operations"])  # only to see that it can
             reports.append((found, row[clock], _say(row, identity)))
     return _draw_architectures(reports) if reports else None
+
+
+def decode_row(row: Row, identity: Row) -> Genotype:
+    """What a report of a search says would have been decoded then, with alpha and beta.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: it does not say so.
+    """
+    cells: Any = row["cells"] if row.get("cell_of_layer") else [row["cell"]]
+    meta = {
+        "operations": identity["operations"],
+        "alpha_sharing": identity.get("alpha_sharing", "global"),
+        **{name: row[name] for name in DECODED if row.get(name)},
+    }
+    return Genotype(row["path"], cells, row.get("cell_of_layer"), meta)
 
 
 def _say(row: Row, identity: Row) -> str:

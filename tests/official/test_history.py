@@ -1,7 +1,6 @@
 import json
 
 import pytest
-import tensorflow as tf
 
 from official import history
 from official.history import History
@@ -15,19 +14,6 @@ def write(model_dir, lines):
 
 def lines(rows=ROWS):
     return [json.dumps(row).encode() for row in rows]
-
-
-def points(model_dir, name):
-    """(step, value) of each summary, in the order of writing."""
-    found = []
-    for path in sorted((model_dir / "summaries").iterdir()):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            found += [
-                (event.step, float(tf.make_ndarray(value.tensor)))
-                for value in event.summary.value
-                if value.tag == name
-            ]
-    return found
 
 
 def test_there_is_none(tmp_path):
@@ -84,15 +70,3 @@ def test_of_two_reports_of_a_step_the_later_one_counts(tmp_path):
     write(tmp_path, lines([*ROWS, {"step": 8, "loss_w": 7.0}]))
     rows = history.read(str(tmp_path))
     assert [(row["step"], row["loss_w"]) for row in rows] == [(4, 0.25), (8, 7.0), (12, 1 / 12)]
-
-
-def test_each_point_stands_once_in_the_summaries(tmp_path):
-    first = History(str(tmp_path), 0, writes=True)
-    for row in ROWS:
-        first.append(row)
-    # A process that was killed after step 8's checkpoint; the next one reports 12 again.
-    second = History(str(tmp_path), 8, writes=True)
-    second.append(ROWS[2] | {"loss_w": 5.0, "saved": 8, "resumed_within": True})
-    assert points(tmp_path, "loss_w") == [(4, 0.25), (8, 0.125), (12, 5.0)]
-    assert points(tmp_path, "saved") == points(tmp_path, "resumed_within") == []
-    assert [row["step"] for row in history.read(str(tmp_path))] == [4, 8, 12]

@@ -125,7 +125,28 @@ def test_saves_and_reports_when_due_and_at_the_end(run):
     for row in rows:
         assert row["val_miou"] == 0.5 and row["path"] == [0, 1]
         assert row["images_per_s"] > 0 and 0 <= row["wait_share"] <= 1
-    assert list((run.model_dir / "summaries").iterdir())
+
+
+def test_reports_are_shown(run):
+    class Shown:
+        """Stands in for Summaries: notes the rows that it is given."""
+
+        def __init__(self):
+            self.before, self.after = None, []
+
+        def start(self, rows):
+            self.before = [row["step"] for row in rows]
+
+        def add(self, row):
+            self.after.append(row["step"])
+
+    first, second, third = Shown(), Shown(), Shown()
+    run.run(total=8, summaries=first)
+    assert (first.before, first.after) == ([], [4, 8])
+    run.run(start=6, total=10, summaries=second)
+    assert (second.before, second.after) == ([4], [8, 10])
+    run.run(start=10, total=12, summaries=third, writes=False)
+    assert (third.before, third.after) == (None, [])
 
 
 def test_says_when_a_graph_is_built_and_how_it_ended(run, capsys):

@@ -1,13 +1,14 @@
 # Everything from nothing:    make quickstart
 # Lint, types and all tests:  make test
 # An hour of made-up input:   make fuzz
+# docs/tour.ipynb anew:       make tour
 # All make their own environment in $(VENV) if there is none; nothing is installed globally.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test fuzz lint format environment clean
+.PHONY: quickstart test fuzz tour lint format environment clean
 
 quickstart: environment
 	$(BIN)/python auto_deeplab/quickstart.py --output_dir=build/quickstart
@@ -22,6 +23,9 @@ test: lint
 
 fuzz: environment
 	FUZZ_MINUTES=$(or $(MINUTES),60) $(BIN)/python -m pytest -n 2 --timeout=0 tests/fuzz
+
+tour: environment
+	$(BIN)/python docs/tour.py
 
 lint: environment
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from auto_deeplab.modes.flag_definitions import USED
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("auto_deeplab", "official", "tfrecords_tools", "benchmarks", "tests")
 FOLDERS = (*PACKAGES, "docs", "examples")
-SOURCE = r"py|md|cfg|svg|html|toml"  # files of these kinds that are cited are the repository's,
+SOURCE = r"py|md|cfg|svg|html|toml|ipynb"  # files of these kinds that are cited are ours
 DATA = r"png|json|jsonl|csv|txt"  # of these only where a folder of the repository is named
 FOREIGN_FILES = {
     # what a run writes, or a user

@@ -66,7 +66,7 @@ class Summaries:
             from tensorboard.plugins.hparams import api
 
             with self._numbers.as_default():
-                api.hparams(dict(self._hparams))
+                api.hparams(dict(self._hparams), trial_id=self._directory.absolute().parent.name)
         for row in rows:
             _write(self._numbers, self._describe(row), row["step"])
 

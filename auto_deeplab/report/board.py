@@ -52,7 +52,7 @@ def make_board(
         model_dir,
         partial(describe, class_names=record["class_names"]),
         Pictures(model_dir, record["identity"], genotype).draw,
-        list_hparams(record["identity"]),
+        list_hparams(record["identity"], genotype),
     )
 
 
@@ -126,12 +126,18 @@ class Pictures:
         return shown
 
 
-def list_hparams(identity: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The flags that make a run what it is, as HParams takes them; lists are written as in JSON."""
-    return {
+def list_hparams(
+    identity: Mapping[str, Any], genotype: Genotype | None = None
+) -> dict[str, bool | int | float | str]:
+    """The flags that make a run what it is, as HParams takes them; lists are written as in JSON.
+
+    Of the genotype of a training only the path is short enough.
+    """
+    path = {"path": " ".join(map(str, genotype.path))} if genotype else {}
+    return path | {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for name, value in identity.items()
-        if value is not None and name != "data_dir"
+        if value is not None and name not in ("data_dir", "genotype")
     }
 
 

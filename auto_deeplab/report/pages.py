@@ -391,6 +391,7 @@ def decode_row(row: Row, identity: Row) -> Genotype:
     meta = {
         "operations": identity["operations"],
         "alpha_sharing": identity.get("alpha_sharing", "global"),
+        **{"seed": identity.get("seed"), "step": row.get("step")},
         **{name: row[name] for name in DECODED if row.get(name)},
     }
     return Genotype(row["path"], cells, row.get("cell_of_layer"), meta)

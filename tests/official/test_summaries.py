@@ -85,7 +85,9 @@ def test_the_hparams_page_lists_the_run(tmp_path):
     summaries.start([])
     _, reader = read(tmp_path)
     content = reader.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.SESSION_START_INFO_TAG]
-    listed = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert start.group_name == tmp_path.name  # under which the page lists it
+    listed = start.hparams
     assert {name: value.WhichOneof("kind") for name, value in listed.items()} == {
         **{"seed": "number_value", "learning_rate": "number_value"},
         **{"second_order": "bool_value", "operations": "string_value"},

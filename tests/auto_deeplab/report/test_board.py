@@ -127,6 +127,9 @@ ONLY_WARNED_OF = pages.only_warned_of  # tests/conftest.py takes it away
 
 
 def test_hparams_are_what_a_page_can_sort_by():
+    given = IDENTITY | {"genotype": [[0, 1], [[[]]]]}
+    assert list_hparams(given, genotype.load("deeplabv3"))["path"].count(" ") == 11
+    assert "genotype" not in list_hparams(given)
     assert list_hparams(IDENTITY) == {
         **{"operations": '["sep_conv_3x3", "skip_connect", "none"]', "num_layers": 2},
         **{"num_blocks": 2, "seed": 1, "stem_filters": "[4, 4]"},

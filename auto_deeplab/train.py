@@ -152,16 +152,19 @@ def run_mode() -> None:
                 checkpoint=FLAGS.checkpoint,
             )
         case "export":
-            export.export(
+            exported = export.export(
                 FLAGS.model_dir,
                 export_dir=FLAGS.export_dir,
-                export_probabilities=FLAGS.export_probabilities,
+                form=of(export.Form),
+                data=of(Data) if FLAGS.data_dir else None,
+                max_eval_images=FLAGS.max_eval_images,
                 predict_scale=FLAGS.predict_scale,
                 max_pixels=FLAGS.max_pixels,
                 num_classes=FLAGS.num_classes,
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,
             )
+            print(json.dumps(exported))
         case "sample":
             given = mode_flags.read_given(("operations", "num_layers", "num_blocks"), FLAGS)
             samples = sample.sample(

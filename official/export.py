@@ -42,6 +42,7 @@ def export(
     probabilities: bool = False,
     sizes: Sizes = OWN_SIZE,
     max_pixels: int = MAX_PIXELS,
+    inspect: Callable[[Path], None] = lambda path: None,
 ) -> Path:
     """Writes export_dir/<n>, n = 1 + the largest number there; it appears whole or not at all.
 
@@ -55,6 +56,7 @@ def export(
         sizes: the scale at which the model sees the images; both signatures bring them to it, and
             its logits back to the images' own size.
         max_pixels: of an image; larger ones are refused.
+        inspect: is given the directory before it appears; if it raises, it never does.
 
     Returns:
         the path of export_dir/<n>.
@@ -74,14 +76,13 @@ def export(
     check_plain(os.fspath(export_dir), "the SavedModel's directory")
     root = make_directory(export_dir)
     _remove_leftovers(root)
-    versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
-    target = root / str(1 + max(versions, default=0))
+    target = find_next(root)
     # Serving watches for names that are numbers, so it never sees the directory before it is whole.
     with (
         write_directory_atomically(target, "--export_dir") as directory,
         tempfile.TemporaryDirectory() as words,
     ):
-        assets = _write_assets(Path(words), class_names, palette)  # TensorFlow copies them
+        assets = write_assets(Path(words), class_names, palette)  # TensorFlow copies them
         served = _Served(model, len(class_names), probabilities, sizes, max_pixels, assets)
         tf.saved_model.save(
             served,
@@ -91,7 +92,14 @@ def export(
                 "serve_bytes": served.serve_bytes,
             },
         )
+        inspect(directory)
     return target
+
+
+def find_next(root: Path) -> Path:
+    """root/<n>, n = 1 + the largest number there."""
+    versions = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
+    return root / str(1 + max(versions, default=0))
 
 
 def make_answer(
@@ -131,9 +139,10 @@ def _remove_leftovers(root: Path) -> None:
                 shutil.rmtree(leftover)
 
 
-def _write_assets(
+def write_assets(
     directory: Path, class_names: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> list[str]:
+    """Writes labels.txt and palette.txt, and returns their paths."""
     colours = [" ".join(str(int(value)) for value in colour) for colour in palette]
     for name, content in zip(ASSETS, (class_names, colours), strict=True):
         Path(directory, name).write_text("".join(f"{line}\n" for line in content), "utf-8")

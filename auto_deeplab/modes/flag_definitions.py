@@ -26,7 +26,7 @@ MODES = {
     "train": "trains the network of a genotype from its first weights on",
     "eval": "evaluates a trained network on whole images",
     "predict": "segments pictures, or the images of a split",
-    "export": "writes a trained network as a SavedModel",
+    "export": "writes a trained network as SavedModel, ONNX, LiteRT or OpenVINO",
     "profile": "counts a network's parameters and multiply-adds",
     "sample": "writes architectures at random, from the space or a search, or its best",
     "study": "searches, draws at random, trains and compares; each part is a command",
@@ -81,17 +81,17 @@ _SHAPE = (*_LEARNING, "profile")
 
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
-    "data_dir": (*_DATA, "sample", "study"),
+    "data_dir": (*_DATA, "export", "sample", "study"),
     "model_dir": tuple(mode for mode in MODES if mode not in ("compare", "draw")),
     "seed": (*_LEARNING, "sample"),
     "num_classes": (*_DATA, "export", "profile", "sample"),
-    "ignore_label": (*_DATA, "sample"),
+    "ignore_label": (*_DATA, "export", "sample"),
     "train_split": _LEARNING,
-    "eval_split": (*_DATA, "sample"),
+    "eval_split": (*_DATA, "export", "sample"),
     "eval_every": _LEARNING,
     "save_every": _LEARNING,
     "keep_checkpoints": _LEARNING,
-    "max_eval_images": (*_LEARNING, "eval", "sample"),
+    "max_eval_images": (*_LEARNING, "eval", "export", "sample"),
     "checkpoint": ("search", "decode", "train", "eval", "predict", "export", "sample"),
     "distribution_strategy": _RUNNING,
     "precision": _RUNNING,
@@ -152,7 +152,11 @@ USED: dict[str, tuple[str, ...]] = {
     "predict_scale": ("predict", "export"),
     "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
+    "export_format": ("export",),
+    "export_precision": ("export",),
+    "export_size": ("export",),
     "export_probabilities": ("export",),
+    "min_equal_labels": ("export",),
     "latency": ("profile", "compare"),
     "num_samples": ("sample",),
     "sample_best": ("sample",),
@@ -266,6 +270,13 @@ def _names(text: str) -> list[str]:
     if not names:
         raise ValueError("give names of directories, or patterns")
     return names
+
+
+def _formats(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - {"saved_model", "onnx", "litert", "openvino"}:
+        raise ValueError(f"{unknown.pop()} is none")
+    return list(dict.fromkeys(names))
 
 
 def _operations(text: str) -> list[str]:
@@ -705,10 +716,44 @@ _count(
 _plain_path(
     "export_dir",
     None,
-    "The directory in which 1, 2, ... are made, a SavedModel each. Without it model_dir/export.",
+    "The directory in which 1, 2, ... are made, a SavedModel each, and onnx/1 and so on for other "
+    "formats. Without it model_dir/export.",
+)
+_list(
+    "export_format",
+    "saved_model",
+    "The formats to write: saved_model, onnx, litert, openvino. Each is run in its own engine "
+    "before it appears, beside the network, on images of --data_dir or made-up ones.",
+    _formats,
+    "one or more of saved_model, onnx, litert, openvino",
+    "FORMAT,...",
+)
+flags.DEFINE_enum(
+    "export_precision",
+    "float32",
+    ["float32", "float16", "int8"],
+    "What the formats beside the SavedModel hold weights and compute in; int8 measures the ranges "
+    "of numbers on images of --data_dir.",
+)
+_list(
+    "export_size",
+    None,
+    "The size of the images that the formats beside the SavedModel take, one at a time. Without it "
+    "they take any, but litert needs one.",
+    _sides,
+    "one positive number, or height,width",
+    "HEIGHT[,WIDTH]",
 )
 flags.DEFINE_bool(
-    "export_probabilities", False, "Makes the SavedModel answer probabilities beside labels."
+    "export_probabilities", False, "Makes what is exported answer probabilities beside labels."
+)
+_number(
+    "min_equal_labels",
+    None,
+    "The share of pixels that must get the network's own label, or nothing is exported: by default "
+    "0.999 in float32, 0.99 in float16, 0.9 in int8.",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 
 # profile

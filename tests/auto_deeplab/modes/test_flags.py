@@ -123,7 +123,7 @@ def asked(root):
         ("eval", data, trained),
         ("predict", data, trained, out),
         ("predict", pictures, trained, out),
-        ("export", trained),
+        ("export", trained, data),
         ("compare", f"--runs={root / 'train*'}", f"--output={root / 'comparison.json'}"),
         ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
         ("sample", f"--output_dir={root / 'samples'}", "--num_layers=2", "--num_blocks=1"),

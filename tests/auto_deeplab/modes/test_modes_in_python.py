@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,8 @@ def test_from_a_search_to_an_export(data, tmp_path, capsys):
     pictures = data.data_dir.parent / "source" / "leftImg8bit" / "val"
     files = predict.predict(tmp_path / "run", tmp_path / "out", input=pictures)
     assert len(files) == 2
-    assert (export.export(tmp_path / "run") / "saved_model.pb").exists()
+    (report,) = export.export(tmp_path / "run")
+    assert Path(report["path"], "saved_model.pb").exists()
     of_run = profile.profile(model_dir=tmp_path / "run", crop_size=(33, 33))
     widths = {"filter_multiplier": 2, "stem_filters": (4, 4, 4), "head_filters": 4}
     assert profile.profile(found, network=widths, num_classes=19, crop_size=(33, 33)) == of_run

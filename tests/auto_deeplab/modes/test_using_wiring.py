@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -119,29 +120,66 @@ def test_export(root, trained, tmp_path):
     flags = {
         "mode": "export",
         "model_dir": trained,
+        "data_dir": root / "data",
         "num_classes": CLASSES,
+        "ignore_label": VOID,
+        "eval_split": "theirs",
+        "max_eval_images": 2,
         "checkpoint": trained / "checkpoints" / "ckpt-2",
         "export_dir": tmp_path / "models",
         "export_probabilities": "true",
         "predict_scale": "0.75",
-        "max_pixels": "2000",
+        "max_pixels": "20000",
         "distribution_strategy": "mirrored",
         "precision": "bfloat16",
         "deterministic": "true",
     }
-    assert flags.keys() == {name for name, modes in USED.items() if "export" in modes}
+    others = {
+        **{"export_format": "onnx,saved_model", "export_precision": "float16"},
+        **{"export_size": "33,40", "min_equal_labels": "0.25"},
+    }
+    all_flags = {name for name, modes in USED.items() if "export" in modes}
+    assert flags.keys() | others.keys() == all_flags
     with (
         devices_noted() as devices,
-        noted(export, "write_saved_model") as calls,
+        noted(export.saved_models, "export") as calls,
         noted(export, "load_network") as loads,
+        noted(export, "read_eval_images") as reads,
     ):
         done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
     assert done.code == 0, done.stderr
     assert devices == WANTED_DEVICES
-    assert calls[0]["sizes"].resize_factor == 0.75 and calls[0]["max_pixels"] == 2000
+    assert calls[0]["sizes"].resize_factor == 0.75 and calls[0]["max_pixels"] == 20000
     assert loads[0]["arguments"][:2] == (str(trained), str(flags["checkpoint"]))
+    description, split = reads[0]["arguments"]
+    assert (description.ignore_label, split, reads[0]["max_images"]) == (VOID, "theirs", 2)
     signature = tf.saved_model.load(str(tmp_path / "models" / "1")).signatures["serving_default"]
     assert signature.structured_outputs.keys() == {"labels", "probabilities"}
+    (report,) = json.loads(done.stdout.splitlines()[-1])
+    assert report["equal_labels"] == 1 and report["num_images"] == 2
+
+    flags |= {"predict_scale": 1, "precision": "float32", "checkpoint": "best"}
+    with devices_noted(), noted(export.formats, "write") as writes:
+        done = train_here(*(f"--{name}={value}" for name, value in (flags | others).items()))
+    assert done.code == 0, done.stderr
+    form, plain, _, precision, _ = writes[0]["arguments"]
+    assert (form, list(plain.size), precision) == ("onnx", [33, 40], "float16")
+    written = [json.loads(path.read_text()) for path in (tmp_path / "models").rglob("export.json")]
+    formats = {(one["format"], one["precision"], tuple(one["image_size"])) for one in written}
+    # The first one's images are of the size of the data.
+    assert {("onnx", "float16", (33, 40)), ("saved_model", "float32", (33, 40))} < formats
+    # What cannot be kept to is refused, and nothing is there afterwards.
+    others["min_equal_labels"] = 1
+    before = sorted((tmp_path / "models").rglob("*"))
+    with devices_noted(), mock.patch.object(export.formats, "load", wrong_engine):
+        done = train_here(*(f"--{name}={value}" for name, value in (flags | others).items()))
+    assert done.code == 1 and "less than 100.0%: nothing is exported" in done.error, done.stderr
+    assert sorted((tmp_path / "models").rglob("*")) == before
+
+
+def wrong_engine(form, path):
+    """An engine whose labels are wrong everywhere."""
+    return lambda images: {"labels": np.full(images.shape[:3], 254, np.uint8)}
 
 
 def test_profile(root, trained, tmp_path):

@@ -1,10 +1,14 @@
 """A SavedModel that needs TensorFlow alone, in TensorFlow Serving's layout.
 
-Signatures, the same answers from both:
+Signatures, the same labels from all:
     serving_default: images uint8 [B, H, W, 3], RGB
     serve_bytes:     image_bytes string [B], PNG or JPEG files, of one size per batch, decoded as
                      in training (official/images.py): a camera's rotation mark is not obeyed
     -> labels uint8 [B, H, W], on request also probabilities float32 [B, H, W, C]
+    serve_png:       image_bytes string [B], of any sizes -> PNG files, string [B] each:
+                     label_png_bytes, whose grey values are labels, and overlay_png_bytes, the
+                     classes' colours over the picture. TensorFlow Serving's REST interface gives
+                     what is called _bytes as base64.
 H and W are the images' own; an image of more pixels than `export` was told is an error, that of a
 file before it is decoded. A network of data that were converted smaller sees them at its data's
 scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
@@ -21,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from official.errors import RunError
@@ -83,13 +88,14 @@ def export(
         tempfile.TemporaryDirectory() as words,
     ):
         assets = write_assets(Path(words), class_names, palette)  # TensorFlow copies them
-        served = _Served(model, len(class_names), probabilities, sizes, max_pixels, assets)
+        served = _Served(model, palette, probabilities, sizes, max_pixels, assets)
         tf.saved_model.save(
             served,
             str(directory),
             signatures={
                 "serving_default": served.serve_images,
                 "serve_bytes": served.serve_bytes,
+                "serve_png": served.serve_png,
             },
         )
         inspect(directory)
@@ -155,7 +161,7 @@ class _Served(tf.Module):
     def __init__(
         self,
         model: keras.Model,
-        num_classes: int,
+        palette: Sequence[Sequence[int]],
         probabilities: bool,
         sizes: Sizes,
         max_pixels: int,
@@ -167,14 +173,50 @@ class _Served(tf.Module):
         self.model_variables = [variable.value for variable in model.variables]
         self.assets = [tf.saved_model.Asset(path) for path in assets]
 
-        answer = make_answer(model, num_classes, probabilities, sizes, max_pixels)
+        answer = make_answer(model, len(palette), probabilities, sizes, max_pixels)
+        colours = tf.constant(np.asarray(palette, np.uint8).reshape(-1, 3))
 
         def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
             picture = tf.TensorSpec([None, None, 3], tf.uint8)
             decode = partial(decode_image, max_pixels=max_pixels)
             return answer(tf.map_fn(decode, image_bytes, fn_output_signature=picture))
 
+        def draw(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            image = decode_image(encoded, max_pixels=max_pixels)
+            labels = answer(image[tf.newaxis])["labels"][0]
+            overlay = draw_overlay(image, labels, colours)
+            return tf.io.encode_png(labels[..., tf.newaxis]), tf.io.encode_png(overlay)
+
+        def serve_png(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            string = tf.TensorSpec([], tf.string)
+            label_png, overlay_png = tf.map_fn(
+                draw, image_bytes, fn_output_signature=(string, string), parallel_iterations=1
+            )
+            return {"label_png_bytes": label_png, "overlay_png_bytes": overlay_png}
+
         images = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
         image_bytes = tf.TensorSpec([None], tf.string, name="image_bytes")
         self.serve_images = tf.function(answer, [images], autograph=False)
         self.serve_bytes = tf.function(serve_bytes, [image_bytes], autograph=False)
+        self.serve_png = tf.function(serve_png, [image_bytes], autograph=False)
+
+
+def draw_overlay(image: tf.Tensor, labels: tf.Tensor, palette: tf.Tensor) -> tf.Tensor:
+    """official.drawing's overlay in TensorFlow, for labels without void; nothing is brightened.
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: uint8 [H, W], each below C.
+        palette: uint8 [C, 3].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    colours = tf.gather(palette, tf.cast(labels, tf.int32))
+    blend = 0.5 * tf.cast(image, tf.float32) + 0.5 * tf.cast(colours, tf.float32)
+    width = 1 + tf.reduce_min(tf.shape(labels)) // 700
+    across = tf.pad(labels[:, width:] != labels[:, :-width], [[0, 0], [width, 0]])
+    down = tf.pad(labels[width:] != labels[:-width], [[width, 0], [0, 0]])
+    border = tf.logical_or(across, down)[..., tf.newaxis]
+    blend = tf.where(border, 0.25 * blend + 0.75 * 255, blend)
+    return tf.cast(tf.round(blend), tf.uint8)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from auto_deeplab.network.network import Network
 from auto_deeplab.space.genotype import Genotype
+from official.drawing import draw_overlay
 from official.errors import RunError
 from official.export import export
 from official.images import decode_image
@@ -153,6 +154,55 @@ def test_answers_equal_the_models_in_a_process_with_tensorflow_alone(model, tmp_
         "sky\nStraße\ncar\n",
         "70 130 180\n128 64 128\n0 0 142\n",
     ]
+
+
+@pytest.mark.every_machine
+def test_pictures_are_answered_with_pictures(model, tmp_path):
+    """Of any sizes in one batch: labels as grey values, and predict's overlay."""
+    directory = export(model, tmp_path, class_names=NAMES, palette=PALETTE)
+    serve_png = tf.saved_model.load(str(directory)).signatures["serve_png"]
+    assert set(serve_png.structured_outputs) == {"label_png_bytes", "overlay_png_bytes"}
+    # Lines between classes are two pixels wide from a shorter side of 700 on.
+    images = [images_of(1, *size)[0] for size in ((16, 9), (1, 1), (5, 31), (701, 702))]
+    assert all(image.mean() > 0.36 * 255 for image in images)  # none is brightened
+    answer = serve_png(image_bytes=tf.constant([encoded(image) for image in images]))
+    for number, image in enumerate(images):
+        labels = np.argmax(model(image[None].astype(np.float32)), -1)[0]
+        pictures = [
+            np.array(Image.open(io.BytesIO(answer[name][number].numpy())))
+            for name in ("label_png_bytes", "overlay_png_bytes")
+        ]
+        np.testing.assert_array_equal(pictures[0], labels)
+        overlay = draw_overlay(image, labels, np.array(PALETTE, np.uint8))
+        np.testing.assert_array_equal(pictures[1], overlay)
+
+
+HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\x02\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("files", "saying"),
+    [
+        ([b"no picture"], "neither PNG nor JPEG"),
+        ([encoded(images_of(1, 4, 4)[0])[:40]], "PNG"),
+        ([HUGE + b"\0" * 200], "60000 x 60000 pixels"),  # which is what its 233 bytes claim
+        ([encoded(images_of(1, 4, 4)[0]), b""], "neither PNG nor JPEG"),
+    ],
+)
+def test_a_picture_that_is_none_is_an_error_and_the_process_lives(model, tmp_path, files, saying):
+    signatures = tf.saved_model.load(
+        str(export(model, tmp_path, class_names=NAMES, palette=PALETTE))
+    ).signatures
+    for name in ("serve_png", "serve_bytes"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=saying):
+            signatures[name](image_bytes=tf.constant(files))
+    good = signatures["serve_png"](image_bytes=tf.constant([encoded(images_of(1, 4, 4)[0])]))
+    assert good["label_png_bytes"].shape == [1]
+    # Of no pictures there are no answers.
+    none = signatures["serve_png"](image_bytes=tf.constant([], tf.string))
+    assert none["overlay_png_bytes"].shape == [0]
+    with pytest.raises((TypeError, tf.errors.InvalidArgumentError)):
+        signatures["serving_default"](images=tf.zeros([1, 4, 4, 3], tf.float32))
 
 
 def test_versions_count_up_and_nothing_else_is_left(model, tmp_path):

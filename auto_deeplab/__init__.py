@@ -1,11 +1,18 @@
 """Auto-DeepLab: the search for segmentation networks, and the networks that it finds."""
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from auto_deeplab.network.network import Network
     from auto_deeplab.space.genotype import Genotype
+
+if importlib.util.find_spec("official.training_loop") is None:
+    raise ImportError(
+        "`official` is another package here, most likely that of tf-models-official: the two "
+        "cannot share an environment, install auto-deeplab-tf2 in one of its own"
+    )
 
 
 def build(

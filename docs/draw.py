@@ -54,7 +54,7 @@ ROADS = (
 WIDTH, HEIGHT = 2.2, 0.8
 # The floors of auto_deeplab from the top, neighbours side by side: the folder, and what is in it.
 FLOORS = (
-    (("train.py, quickstart.py, import_tf1.py", "commands: only here are flags read"),),
+    (("train.py, quickstart.py, import_tf1.py, console.py", "commands: only here are flags read"),),
     (("modes/", "a function for each --mode: puts the parts together, calls the loop"),),
     (("runs/", "what a model_dir remembers; saved networks"),),
     (("report/", "figures, pages, summaries"),),

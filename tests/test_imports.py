@@ -21,7 +21,7 @@ ALLOWED = {
 MODULES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
 
 FLOORS = (
-    {"train", "quickstart", "import_tf1"},  # commands
+    {"train", "quickstart", "import_tf1", "console"},  # commands
     {"modes"},
     {"runs"},
     {"report"},

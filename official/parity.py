@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from official.formats import Answer
+from official.progress import Progress
 from official.segmentation_metrics import summarize
 
 RUNS = 5
@@ -21,6 +22,7 @@ def compare(
     *,
     class_names: Sequence[str],
     ignore_label: int = 255,
+    name: str = "check",
 ) -> dict[str, Any]:
     """Runs both on the same images, one after the other.
 
@@ -31,6 +33,7 @@ def compare(
         labels: the truth of each, integers [1, H, W]; None: it is not known.
         class_names: C names.
         ignore_label: of the truth's void pixels.
+        name: of the progress.
 
     Returns:
         equal_labels, the share 0..1 of all pixels; max_logit_difference and largest_logit, None for
@@ -40,16 +43,18 @@ def compare(
     equal = pixels = 0
     differences, sizes = [], []
     confusions = np.zeros([2, len(class_names), len(class_names)], np.int64)
-    for number, image in enumerate(images):
-        wanted, found = reference(image), answer(image)
-        equal += int(np.sum(wanted["labels"] == found["labels"]))
-        pixels += wanted["labels"].size
-        if "logits" in wanted and "logits" in found:
-            differences.append(float(np.max(np.abs(wanted["logits"] - found["logits"]))))
-            sizes.append(float(np.max(np.abs(wanted["logits"]))))
-        if labels is not None:
-            for confusion, given in zip(confusions, (found, wanted), strict=True):
-                _count(confusion, labels[number], given["labels"], ignore_label)
+    with Progress(name, len(images), unit="images") as progress:
+        for number, image in enumerate(images):
+            wanted, found = reference(image), answer(image)
+            equal += int(np.sum(wanted["labels"] == found["labels"]))
+            pixels += wanted["labels"].size
+            if "logits" in wanted and "logits" in found:
+                differences.append(float(np.max(np.abs(wanted["logits"] - found["logits"]))))
+                sizes.append(float(np.max(np.abs(wanted["logits"]))))
+            if labels is not None:
+                for confusion, given in zip(confusions, (found, wanted), strict=True):
+                    _count(confusion, labels[number], given["labels"], ignore_label)
+            progress.advance(1)
     known: dict[str, Any] = {}
     if labels is not None:
         names = ("miou", "network_miou")

@@ -29,6 +29,9 @@ REPORT = "export.json"
 LEAST_EQUAL = {"float32": 0.999, "float16": 0.99, "int8": 0.9}
 """By precision, the share of pixels that must get the network's label."""
 
+VOID = 255
+"""The label of void pixels in the images of the check."""
+
 CHECKED = 8
 """So many images are tried, if nothing else is said."""
 
@@ -246,7 +249,8 @@ def _check(
     found = parity.compare(
         *(reference, answer, images, labels),
         class_names=record["class_names"],
-        ignore_label=len(record["class_names"]) if labels is None else VOID,
+        ignore_label=VOID,
+        name=f"check {about['format']}",
     )
     files = [path for path in directory.rglob("*") if path.is_file()]
     report = {
@@ -261,9 +265,9 @@ def _check(
         "class_names": list(record["class_names"]),
         "palette": [list(colour) for colour in record["palette"]],
     }
-    least = form.min_equal_labels or LEAST_EQUAL[precision]
-    if precision == "float32":
-        least = max(least, LEAST_EQUAL["float32"])
+    given, default = form.min_equal_labels, LEAST_EQUAL[precision]
+    # In float32 it can only be raised: it is the SavedModel's beside an int8 one, too.
+    least = default if given is None else max(given, default if precision == "float32" else 0)
     if found["equal_labels"] < least:
         lower = "" if precision == "float32" else ", or lower --min_equal_labels"
         raise RunError(
@@ -272,10 +276,6 @@ def _check(
             f"--export_format or --export_precision{lower}"
         )
     return report
-
-
-VOID = 255
-"""The label of void pixels in `_take_images`."""
 
 
 def _take_images(

@@ -67,7 +67,7 @@ def describe(row: Row, class_names: Sequence[str]) -> Shown:
         for key, value in row.items()
         if key not in HIDDEN and _is_number(value)
     }
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(KeyError, TypeError, ValueError):
         for name, value in list(zip(class_names, row["val_per_class_iou"], strict=True)):
             if _is_number(value):
                 shown[f"iou/{name}"] = float(value)
@@ -119,7 +119,8 @@ class Pictures:
             self._drawn = found
             take("architecture/network", _render, figures.draw_architecture, found)
             if "alpha" in found.meta:
-                take("architecture/alpha", _render, figures.draw_alpha, found)
+                # Under a name of two kinds TensorBoard shows one: alpha is the histogram.
+                take("architecture/alpha_map", _render, figures.draw_alpha, found)
         with pages.only_warned_of("the predictions for TensorBoard"):
             for number, sample in enumerate(pages.read_samples(self._model_dir)):
                 take(f"predictions/{number}", _place_side_by_side, sample)

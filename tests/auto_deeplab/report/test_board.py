@@ -71,6 +71,11 @@ def test_what_is_odd_is_left_out(row, odd):
     assert "architecture/beta" not in shown
 
 
+def test_a_report_without_classes_is_of_an_earlier_version(row):
+    del row["val_per_class_iou"], row["alpha"], row["beta"]
+    assert describe(row, NAMES)["loss/loss_w"] == 1.5
+
+
 def read_colour(picture, x, y):
     return tuple(int(value) for value in picture[y, x])
 
@@ -84,8 +89,9 @@ def test_a_search_has_pictures(row, tmp_path):
     pictures = Pictures(tmp_path, IDENTITY)
     shown = pictures.draw(row)
     assert set(shown) == {
-        *("architecture/network", "architecture/alpha", "predictions/0", "predictions/1"),
+        *("architecture/network", "architecture/alpha_map", "predictions/0", "predictions/1"),
     }
+    assert not shown.keys() & describe(row, NAMES).keys()  # TensorBoard would show one of the two
     for picture in shown.values():
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     # From left to right: the image (as JPEG has it), road, tree.
@@ -118,7 +124,7 @@ def test_a_picture_that_cannot_be_drawn_is_warned_of(row, odd, tmp_path, capsys,
     monkeypatch.setattr(pages, "only_warned_of", ONLY_WARNED_OF)
     (tmp_path / "samples.json").write_text("[{}]")
     shown = Pictures(tmp_path, IDENTITY).draw(row | odd)
-    assert "predictions/0" not in shown and "architecture/alpha" not in shown
+    assert "predictions/0" not in shown and "architecture/alpha_map" not in shown
     said = capsys.readouterr().err
     assert "for TensorBoard is not written" in said and "Traceback" not in said
 

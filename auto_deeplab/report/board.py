@@ -118,7 +118,7 @@ class Pictures:
         if found is not None and found != self._drawn:
             self._drawn = found
             take("architecture/network", _render, figures.draw_architecture, found)
-            if "alpha" in found.meta:
+            if {"alpha", "operations", "alpha_sharing"} <= found.meta.keys():
                 # Under a name of two kinds TensorBoard shows one: alpha is the histogram.
                 take("architecture/alpha_map", _render, figures.draw_alpha, found)
         with pages.only_warned_of("the predictions for TensorBoard"):

@@ -94,10 +94,11 @@ def _parse(line: bytes) -> Row | None:
         row = json.loads(line)
         if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63:
             known = (row[name] for name in NUMBERS if row.get(name) is not None)
-            return row if all(map(_is_number, known)) else None
+            return row if all(map(is_number, known)) else None
     return None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a report's value is a number that TensorFlow takes."""
     # An integer may have any number of digits, and TensorFlow takes 64 bits.
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

@@ -17,7 +17,7 @@ from PIL import Image
 from auto_deeplab.report import figures, pages
 from auto_deeplab.space import search_space
 from auto_deeplab.space.genotype import Genotype
-from official.history import Row
+from official.history import Row, is_number
 from official.summaries import Shown, Summaries
 
 PathLike = str | os.PathLike[str]
@@ -65,11 +65,11 @@ def describe(row: Row, class_names: Sequence[str]) -> Shown:
     shown: dict[str, Any] = {
         f"{group_of.get(key, 'run')}/{key}": float(value)
         for key, value in row.items()
-        if key not in HIDDEN and _is_number(value)
+        if key not in HIDDEN and is_number(value)
     }
     with contextlib.suppress(KeyError, TypeError, ValueError):
         for name, value in list(zip(class_names, row["val_per_class_iou"], strict=True)):
-            if _is_number(value):
+            if is_number(value):
                 shown[f"iou/{name}"] = float(value)
     with contextlib.suppress(KeyError, TypeError, ValueError):
         shown["architecture/alpha"] = _check(np.ravel(row["alpha"]))
@@ -140,11 +140,6 @@ def list_hparams(
         for name, value in identity.items()
         if value is not None and name not in ("data_dir", "genotype")
     }
-
-
-def _is_number(value: object) -> bool:
-    # An integer may have any number of digits, and TensorFlow takes 64 bits.
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def _check(values: np.ndarray) -> np.ndarray:

@@ -59,7 +59,10 @@ MEMORY_REMEDY = dict.fromkeys(MODES, "the images are too large for this device")
     ("search", "train"),
     "give a smaller --batch_size or --crop_size (evaluation takes whole images, whatever the crop)",
 )
-MEMORY_REMEDY |= {"profile": "give a smaller --crop_size or --filter_multiplier"}
+MEMORY_REMEDY |= {
+    "predict": "give a smaller --batch_size, or --tile and --overlap",
+    "profile": "give a smaller --crop_size or --filter_multiplier",
+}
 
 
 def start_app() -> None:
@@ -146,6 +149,8 @@ def run_mode() -> None:
                 num_classes=FLAGS.num_classes,
                 views=of(evaluate.Views),
                 predict_scale=FLAGS.predict_scale,
+                portions=of(predict.Portions),
+                save_probabilities=FLAGS.save_probabilities,
                 submission=FLAGS.submission,
                 max_pixels=FLAGS.max_pixels,
                 devices=of(Devices),

@@ -119,6 +119,40 @@ def draw_legend(
     return legend
 
 
+def inset_legend(
+    overlay: Image.Image, labels: np.ndarray, class_names: Sequence[str], palette: Palette
+) -> Image.Image:
+    """Puts a legend of the classes that a picture has into its lower left corner.
+
+    They stand there from the largest down, as many as take less than half the height; a picture
+    that is too small for one that can be read stays as it is.
+
+    Args:
+        overlay: of `draw_overlay`.
+        labels: integers [H, W] in 0..C-1.
+        class_names: C names.
+        palette: C colours (red, green, blue) in 0..255.
+    """
+    counts = np.bincount(labels.ravel(), minlength=len(class_names))
+    classes = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    width, height = overlay.size
+    scale = min(max(min(width, height) / 720, 0.6), 4.0)
+    rows = int((0.5 * height / scale - 28) // LEGEND_ROW)
+    if rows < 1:
+        return overlay
+    legend = draw_legend(class_names, palette, classes=classes[:rows])
+    legend = legend.resize(
+        (round(scale * legend.width), round(scale * legend.height)), Image.Resampling.LANCZOS
+    )
+    if legend.width > 0.6 * width:
+        return overlay
+    place = (0, height - legend.height)
+    under = overlay.crop((*place, legend.width, height))
+    drawn = overlay.copy()
+    drawn.paste(Image.blend(under, legend, 0.85), place)
+    return drawn
+
+
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Loads the font of all pictures, matplotlib's: Pillow's own lacks Greek, Cyrillic, accents."""
     file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")

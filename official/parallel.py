@@ -30,17 +30,27 @@ def map_in_order(
         ahead: how many more results than the next one may be held in memory, >= 0.
 
     Raises:
-        Exception: what the function raised for the first item for which it did; results of the
-            items before it have been given by then.
+        Exception: what the function, or `items` itself, raised for the first item for which one
+            did; results of the items before it have been given by then.
     """
     waiting: collections.deque[Future[Result]] = collections.deque()
     pool = ThreadPoolExecutor()
     try:
-        for item in items:
+        failure, source = None, iter(items)
+        while failure is None:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+                break
             waiting.append(pool.submit(function, item))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure:
+            raise failure
     finally:
         pool.shutdown(cancel_futures=True)

@@ -65,6 +65,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "filter_multiplier": 20,
         "stem_filters": "64,64,128",
     },
+    "predict": {"batch_size": 1},
     "profile": {
         "crop_size": "1025,2049",
         "filter_multiplier": 20,
@@ -101,7 +102,7 @@ USED: dict[str, tuple[str, ...]] = {
     "max_bad_steps": _LEARNING,
     "deterministic": _RUNNING,
     "crop_size": _SHAPE,
-    "batch_size": _LEARNING,
+    "batch_size": (*_LEARNING, "predict"),
     "resize_longer_side": _LEARNING,
     "random_scale": _LEARNING,
     "random_crop": _LEARNING,
@@ -149,6 +150,9 @@ USED: dict[str, tuple[str, ...]] = {
     "input": ("predict",),
     "output_dir": ("predict", "sample"),
     "submission": ("predict",),
+    "tile": ("predict",),
+    "overlap": ("predict",),
+    "save_probabilities": ("predict",),
     "predict_scale": ("predict", "export"),
     "max_pixels": ("predict", "export"),
     "export_dir": ("export",),
@@ -446,7 +450,12 @@ _list(
     "side, or height,width",
     "SIDE or HEIGHT,WIDTH",
 )
-_count("batch_size", None, "The number of images in a step, on all devices together.")
+_count(
+    "batch_size",
+    None,
+    "The number of images in a step, on all devices together; for predict, of images or tiles of "
+    "one size that go through the network at once.",
+)
 _size(
     "resize_longer_side",
     None,
@@ -698,6 +707,28 @@ flags.DEFINE_enum(
     None,
     list(submission.FORMS),
     "Writes what the test server of this benchmark takes, instead of label maps and overlays.",
+)
+_list(
+    "tile",
+    None,
+    "Segments pictures in tiles of this size, in pixels as the network sees them, for those that "
+    "do not fit into memory whole.",
+    _sides,
+    "side, or height,width",
+    "SIDE or HEIGHT,WIDTH",
+)
+flags.DEFINE_integer(
+    "overlap",
+    0,
+    "How many pixels neighbouring tiles share at least; each keeps its half.",
+    lower_bound=0,
+    upper_bound=LARGEST,
+)
+flags.DEFINE_bool(
+    "save_probabilities",
+    False,
+    "Writes each picture's probabilities too: *_probabilities.npz, 2 bytes a class and pixel "
+    "before it is compressed.",
 )
 _number(
     "predict_scale",

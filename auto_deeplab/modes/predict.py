@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from auto_deeplab.modes.data import MAX_PIXELS, Data, Devices, PathLike
@@ -16,9 +17,35 @@ from auto_deeplab.modes.model_dir import (
 from official import prediction
 from official.errors import UsageError
 from official.prediction import open_pictures, open_split
-from official.progress import say
 from official.records import Description
+from official.resizing import STRIDE
 from official.submission import Submission, make_submission
+
+
+@dataclass(frozen=True)
+class Portions:
+    """What goes through the network at once.
+
+    Attributes:
+        batch_size: so many pictures, or tiles, of one size that follow each other.
+        tile: height and width of a tile, in pixels as the network sees them; None: whole pictures.
+        overlap: how many pixels neighbouring tiles share at least; each keeps its half.
+    """
+
+    batch_size: int = 1
+    tile: tuple[int, int] | None = None
+    overlap: int = 0
+
+    def check(self) -> None:
+        """Raises UsageError if tiles do not get on."""
+        if self.tile is None and self.overlap:
+            raise UsageError(f"--overlap={self.overlap} is of tiles: give their size as --tile")
+        if self.tile is not None and min(self.tile) - self.overlap < STRIDE:
+            height, width = self.tile
+            raise UsageError(
+                f"--tile={height},{width} with --overlap={self.overlap}: a tile must be larger "
+                f"than the overlap by {STRIDE} pixels at least"
+            )
 
 
 def predict(
@@ -30,6 +57,8 @@ def predict(
     num_classes: int | None = None,
     views: Views = Views(),
     predict_scale: float | None = None,
+    portions: Portions = Portions(),
+    save_probabilities: bool = False,
     submission: str | None = None,
     max_pixels: int = MAX_PIXELS,
     devices: Devices = Devices(),
@@ -45,6 +74,8 @@ def predict(
         num_classes: the number of classes that is expected; another one is an error.
         views: how each image is looked at.
         predict_scale: the factor of an image's sides; None: it comes to the training data's scale.
+        portions: what goes through the network at once.
+        save_probabilities: whether they are written too.
         submission: one of official.submission.FORMS; None: label maps and overlays.
         max_pixels: of an image; larger ones are refused.
         devices: where it runs.
@@ -64,6 +95,12 @@ def predict(
             "--mode=predict needs --input (pictures) or --data_dir (the images of its split "
             "--eval_split)"
         )
+    portions.check()
+    if submission and save_probabilities:
+        raise UsageError(
+            f"--save_probabilities: --submission={submission} is what a server takes, and nothing "
+            "beside it: predict once more into another --output_dir"
+        )
     strategy, record = devices.start("predict"), read_training(model_dir, num_classes)
     class_names, palette = record["class_names"], record["palette"]
     description = None
@@ -80,7 +117,7 @@ def predict(
         assert input  # so was checked
         found = open_pictures(os.fspath(input), output_dir, max_pixels)
     network, _, _ = load_network(model_dir, checkpoint, strategy)
-    done = prediction.predict(
+    return prediction.predict(
         as_logits(network),
         found,
         output_dir,
@@ -89,10 +126,12 @@ def predict(
         scales=views.eval_scales,
         flip=views.eval_flip,
         sizes=sizes,
+        batch_size=portions.batch_size,
+        tile=portions.tile and (portions.tile[0], portions.tile[1]),
+        overlap=portions.overlap,
+        save_probabilities=save_probabilities,
         submission=form,
     )
-    say(f"{len(done)} images segmented: {output_dir}")
-    return done
 
 
 def choose_submission(

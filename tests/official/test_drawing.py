@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from official.drawing import (
     LEGEND_ROW,
@@ -9,6 +10,7 @@ from official.drawing import (
     draw_checkerboard,
     draw_legend,
     draw_overlay,
+    inset_legend,
 )
 
 PALETTE = [(70, 130, 180), (128, 64, 128), (0, 0, 142)]
@@ -112,3 +114,21 @@ def test_checkerboard():
     assert board.shape == (16, 24, 3) and board.dtype == np.uint8
     assert board[::8, ::8, 0].tolist() == [[215, 255, 215], [255, 215, 255]]
     assert (board[:8, :8] == 215).all()
+
+
+def test_an_inset_legend_names_the_classes_that_are_there_largest_first():
+    # Rows 0..199 are class 2, 200..299 class 0; class 1 is nowhere.
+    labels = np.repeat([2, 0], [200, 100])[:, None].repeat(400, 1)
+    palette = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    plain = Image.new("RGB", (400, 300), "black")
+    drawn = np.asarray(inset_legend(plain, labels, ["road", "car", "sky"], palette))
+    there = np.nonzero(drawn.sum(-1))
+    # Lower left, two rows of 36 and a margin of 28 at 0.6 of their size; the rest is untouched.
+    assert there[0].min() == 300 - 60 and there[1].min() == 0 and there[1].max() < 0.6 * 400
+    swatches = drawn[[-42, -20], 15]
+    assert [int(colour.argmax()) for colour in swatches] == [2, 0]
+    # The class that is nowhere has no swatch: nothing is green.
+    values = drawn.astype(int)
+    assert (values[..., 1] - np.maximum(values[..., 0], values[..., 2])).max() < 50
+    tiny = Image.new("RGB", (40, 30))
+    assert inset_legend(tiny, labels[:30, :40], ["road", "car", "sky"], palette) is tiny

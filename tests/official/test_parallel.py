@@ -50,6 +50,17 @@ def test_the_error_is_that_of_the_first_item_that_fails():
     assert list(results) == []
 
 
+def test_results_before_an_item_that_cannot_be_had_are_given():
+    def items():
+        yield from (1, 2)
+        raise ValueError("the third")
+
+    results = map_in_order(lambda number: 10 * number, items())
+    assert [next(results), next(results)] == [10, 20]
+    with pytest.raises(ValueError, match="the third"):
+        next(results)
+
+
 @pytest.mark.parametrize("how", ["close", "interrupt"])
 def test_a_caller_that_stops_leaves_no_work_behind(how):
     begun, go = [], threading.Event()

@@ -116,6 +116,77 @@ def test_a_model_sees_pictures_at_its_datas_scale(tmp_path):
         assert Image.open(tmp_path / "a_overlay.png").size == (13, 9)
 
 
+def blurs(images: tf.Tensor) -> tf.Tensor:
+    """A fake network that looks 6 pixels far: the mean of a square, in three mixed channels."""
+    mixed = tf.linalg.matmul(images, tf.constant([[1.0, 0.2, 0], [0, 1, 0.2], [0.2, 0, 1]]))
+    return tf.nn.avg_pool2d(mixed, 13, 1, "SAME")
+
+
+@pytest.mark.parametrize("sizes", [Sizes(), Sizes(1.5)])
+def test_batches_and_tiles_change_nothing(tmp_path, sizes):
+    images = [colours(70, 130), colours(70, 130, 1), colours(33, 40, 2), colours(70, 130, 3)]
+    answers = {}
+    for name, options in {
+        "alone": {},
+        "batches": {"batch_size": 3},
+        # Each pixel is kept 6 pixels inside its tile at least, as far as the network looks.
+        "tiles": {"batch_size": 2, "tile": (45, 64), "overlap": 12},
+        # Tiles that touch (at column 64): labels change there.
+        "too near": {"tile": (45, 64), "overlap": 0},
+    }.items():
+        batches = []
+
+        def network(pieces, batches=batches):
+            tf.py_function(
+                lambda shape: batches.append(tuple(shape.numpy())), [tf.shape(pieces)], []
+            )
+            return blurs(pieces)
+
+        written = predict(
+            *(network, Pictures(list("abcd"), list("abcd"), iter(images)), str(tmp_path / name)),
+            class_names=NAMES,
+            palette=PALETTE,
+            sizes=sizes,
+            save_probabilities=True,
+            **options,
+        )
+        answers[name] = [np.asarray(Image.open(path)) for path in written]
+        for letter, image in zip("abcd", images, strict=True):
+            with np.load(tmp_path / name / f"{letter}_probabilities.npz") as held:
+                assert list(held["class_names"]) == NAMES
+                found = held["probabilities"]
+            seen = tf.cast(sizes.bring(image[np.newaxis]), tf.float32)
+            scores = tf.image.resize(blurs(seen), image.shape[:2])
+            assert found.dtype == np.float16 and found.shape == (*image.shape[:2], 3)
+            if name != "too near":
+                np.testing.assert_allclose(found, tf.nn.softmax(scores)[0], atol=1e-3)
+        if sizes == Sizes() and name == "batches":
+            # The second and the third are not of one size, so they are in no batch together.
+            assert batches == [(2, 70, 130, 3), (1, 33, 40, 3), (1, 70, 130, 3)]
+        if name in ("batches", "tiles"):
+            for one, other in zip(answers["alone"], answers[name], strict=True):
+                np.testing.assert_array_equal(one, other)
+    assert any(
+        (one != other).any()
+        for one, other in zip(answers["alone"], answers["too near"], strict=True)
+    )
+
+
+def test_probabilities_of_several_scales_are_their_mean(tmp_path):
+    image, options = colours(9, 13), {"scales": (0.5, 1.0), "flip": True}
+    predict(
+        *(tells_left_from_right, Pictures(["a"], ["a"], iter([image])), str(tmp_path)),
+        class_names=NAMES,
+        palette=PALETTE,
+        save_probabilities=True,
+        **options,
+    )
+    with np.load(tmp_path / "a_probabilities.npz") as held:
+        found = held["probabilities"]
+    wanted = compute_scores(tells_left_from_right, image[np.newaxis], 3, **options)[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Records: 4 training images, 2 for validation, 2 for the test, whose labels are all void."""
@@ -264,6 +335,15 @@ def test_a_truncated_picture_is_named_and_those_before_stay(tmp_path):
         run(photos, out)
     assert names_in(out) == ["a_labels.png", "a_overlay.png", "legend.png"]
     Image.open(out / "a_labels.png").load()
+    # Also those that wait for others of their batch.
+    with pytest.raises(RunError, match=r"b\.png"):
+        predict(
+            *(stand_in, open_pictures(str(photos), ""), str(tmp_path / "other")),
+            class_names=NAMES,
+            palette=PALETTE,
+            batch_size=3,
+        )
+    assert names_in(tmp_path / "other") == names_in(out)
 
 
 def test_output_directory_that_is_a_file(tmp_path):

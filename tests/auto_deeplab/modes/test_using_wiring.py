@@ -79,6 +79,7 @@ def test_predict(root, trained, tmp_path):
         "distribution_strategy": "mirrored",
         "precision": "bfloat16",
         "deterministic": "true",
+        **{"batch_size": "3", "tile": "70,80", "overlap": "7", "save_probabilities": "true"},
     }
     of_split = {"data_dir": root / "data", "ignore_label": VOID, "eval_split": "theirs"}
     of_files = {"input": tmp_path / "in"}
@@ -101,6 +102,8 @@ def test_predict(root, trained, tmp_path):
         (call,) = calls
         assert list(call["scales"]) == [0.5, 1.25] and call["flip"] is True
         assert call["sizes"].resize_factor == 0.75 and call["submission"] is None
+        assert (call["batch_size"], call["tile"], call["overlap"]) == (3, (70, 80), 7)
+        assert call["save_probabilities"] is True
         few = {**common, **places, "max_pixels": 9}
         with devices_noted():
             refused = train_here(*(f"--{name}={value}" for name, value in few.items()))

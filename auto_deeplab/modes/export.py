@@ -1,8 +1,10 @@
 """--mode=export: a trained network in one or more formats, each checked before it appears."""
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,6 +126,12 @@ def export(
     model_dir = os.fspath(model_dir)
     checkpoint = os.fspath(checkpoint) if checkpoint else None
     form.check(data)
+    if form.export_size and math.prod(form.export_size) > max_pixels:
+        height, width = form.export_size
+        raise UsageError(
+            f"--export_size={height},{width} is more than --max_pixels={max_pixels}: raise that, "
+            "or make it smaller"
+        )
     strategy, record = devices.start("export"), read_training(model_dir, num_classes)
     sizes = choose_scale(record, model_dir, predict_scale)
     if sizes != OWN_SIZE and set(form.export_format) != {SAVED_MODEL}:
@@ -139,23 +147,28 @@ def export(
     network, _, prefix = load_network(model_dir, checkpoint, strategy)
     images, labels = _take_images(record, form, data, max_eval_images or CHECKED, max_pixels)
     root = Path(export_dir or os.path.join(model_dir, "export"))
-    reports = []
+    reports = {}
+    # All appear, or none: the SavedModel, which appears by itself, is the last that is tried.
+    with contextlib.ExitStack() as unpublished:
+        for name in sorted(form.export_format, key=SAVED_MODEL.__eq__):
+            check = partial(
+                _check,
+                images=images,
+                labels=labels,
+                form=form,
+                record=record,
+                about={"format": name, "checkpoint": os.path.basename(prefix)},
+            )
+            if name == SAVED_MODEL:
+                reports[name] = _write_saved_model(
+                    root, network, record, form, sizes, max_pixels, check
+                )
+            else:
+                writing = _write_other(name, root / name, network, record, form, images, check)
+                reports[name] = unpublished.enter_context(writing)
     for name in form.export_format:
-        check = partial(
-            _check,
-            images=images,
-            labels=labels,
-            form=form,
-            record=record,
-            about={"format": name, "checkpoint": os.path.basename(prefix)},
-        )
-        if name == SAVED_MODEL:
-            report = _write_saved_model(root, network, record, form, sizes, max_pixels, check)
-        else:
-            report = _write_other(name, root / name, network, record, form, images, check)
-        reports.append(report)
-        say(f"exported: {report['path']}: {_describe(report)}")
-    return reports
+        say(f"exported: {reports[name]['path']}: {_describe(reports[name])}")
+    return [reports[name] for name in form.export_format]
 
 
 def _write_saved_model(
@@ -201,6 +214,7 @@ def _write_saved_model(
     return {**found[0], "path": str(path)}
 
 
+@contextlib.contextmanager
 def _write_other(
     name: str,
     root: Path,
@@ -209,7 +223,8 @@ def _write_other(
     form: Form,
     images: Sequence[np.ndarray],
     check: Any,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """What export.json says; the export appears when the context is left without an error."""
     count = len(record["class_names"])
     plain = formats.Plain(network, count, form.export_size, form.export_probabilities)
     function = plain.make_function(form.export_size)
@@ -224,7 +239,7 @@ def _write_other(
             precision=form.export_precision,
         )
         write_atomically(directory / REPORT, json.dumps(report, indent=1) + "\n")
-    return {**report, "path": str(target)}
+        yield {**report, "path": str(target)}
 
 
 def _check(
@@ -282,8 +297,9 @@ def _take_images(
     """Images uint8 [1, H, W, 3] of the export's size, and their labels, if they are of data."""
     if data is None:
         size = form.export_size or tuple(record.get(run_record.IMAGE_SIZE) or (256, 256))
-        shrunk = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
-        size = tuple(max(1, int(side * shrunk)) for side in size)
+        if form.export_size is None:
+            shrunk = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
+            size = tuple(max(1, int(side * shrunk)) for side in size)
         rng = np.random.default_rng(0)
         coarse = rng.uniform(0, 255, (count, 1 + size[0] // 16, 1 + size[1] // 16, 3))
         smooth = tf.image.resize(coarse, size, "bicubic")

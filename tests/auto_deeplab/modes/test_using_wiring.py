@@ -12,6 +12,7 @@ from auto_deeplab.budget import cost_table, expected_cost
 from auto_deeplab.modes import evaluate, export, predict, profile
 from auto_deeplab.modes.flag_definitions import USED
 from auto_deeplab.network.network import Network
+from official import formats
 from tests.auto_deeplab.modes.wiring import (
     CLASSES,
     GENOTYPE,
@@ -168,20 +169,27 @@ def test_export(root, trained, tmp_path):
     form, plain, _, precision, _ = writes[0]["arguments"]
     assert (form, list(plain.size), precision) == ("onnx", [33, 40], "float16")
     written = [json.loads(path.read_text()) for path in (tmp_path / "models").rglob("export.json")]
-    formats = {(one["format"], one["precision"], tuple(one["image_size"])) for one in written}
+    found = {(one["format"], one["precision"], tuple(one["image_size"])) for one in written}
     # The first one's images are of the size of the data.
-    assert {("onnx", "float16", (33, 40)), ("saved_model", "float32", (33, 40))} < formats
+    assert {("onnx", "float16", (33, 40)), ("saved_model", "float32", (33, 40))} < found
     # What cannot be kept to is refused, and nothing is there afterwards.
-    others["min_equal_labels"] = 1
+    others |= {"min_equal_labels": 1, "export_format": "saved_model,onnx,openvino"}
     before = sorted((tmp_path / "models").rglob("*"))
     with devices_noted(), mock.patch.object(export.formats, "load", wrong_engine):
         done = train_here(*(f"--{name}={value}" for name, value in (flags | others).items()))
     assert done.code == 1 and "less than 100.0%: nothing is exported" in done.error, done.stderr
+    # Not even those that would do.
     assert sorted((tmp_path / "models").rglob("*")) == before
+    done = train_here(
+        *(f"--{name}={value}" for name, value in (flags | others).items()), "--max_pixels=99"
+    )
+    assert done.code == 2 and "--export_size=33,40 is more than --max_pixels=99" in done.error
 
 
-def wrong_engine(form, path):
-    """An engine whose labels are wrong everywhere."""
+def wrong_engine(form, path, load=formats.load):
+    """Engines as they are, but OpenVINO's gives labels that are wrong everywhere."""
+    if form != "openvino":
+        return load(form, path)
     return lambda images: {"labels": np.full(images.shape[:3], 254, np.uint8)}
 
 

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import all as everything
 from benchmarks import machine
 from official import convolutions
-from official.errors import UsageError
+from official.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -141,3 +143,42 @@ def test_memory_growth():
             1 + row["growth_percent"] / 100, abs=1e-4
         )
         assert row["first_mb"] > 100  # Python with TensorFlow
+
+
+def test_all_and_its_comparison(tmp_path):
+    first = tmp_path / "first.json"
+    _, found = run("all", "--quick", "--only=machine", f"--output={first}")
+    assert found == json.loads(first.read_text()) and found["quick"] is True
+    assert found["machine"]["cores"] >= 1 and found["machine"]["tensorflow"].startswith("2.")
+    del found["results"]["machine"]["found"]["conv_gflops"]
+    first.write_text(json.dumps(found))
+    table, found = run("all", "--quick", "--only=machine", f"--compare={first}")
+    here = found["results"]["machine"]["found"]
+    there = json.loads(first.read_text())["results"]["machine"]["found"]
+    rows = {line.split()[0]: line.split()[1:] for line in table if line.startswith("  ")}
+    both = here["matmul_gflops"], there["matmul_gflops"]
+    assert rows["matmul_gflops"] == [*(f"{x:.4g}" for x in both), f"{both[0] / both[1]:.2f}"]
+    assert rows["conv_gflops"] == [f"{here['conv_gflops']:.4g}"]  # it was not measured there
+
+
+def test_all_goes_on_when_one_fails(monkeypatch, capsys):
+    def fake_run(name, quick):
+        if name == "convert":
+            raise RunError("no space")
+        return {"command": name, "taken_s": 1.0, "found": {"a_s": 2.0}}
+
+    monkeypatch.setattr(everything, "run", fake_run)
+    monkeypatch.setattr(
+        everything.flags, "FLAGS",
+        SimpleNamespace(only=["convert", "scaling"], quick=True, output=None, compare=None),
+    )  # fmt: skip
+    with pytest.raises(RunError, match="convert failed"):
+        everything.main()
+    printed = capsys.readouterr()
+    assert "convert: failed: no space" in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["results"].keys() == {"scaling"}
+    # Each command is of a script that is there, with flags that it has.
+    for script, common, small in everything.BENCHMARKS.values():
+        text = (ROOT / "benchmarks" / f"{script}.py").read_text()
+        text += (ROOT / "benchmarks" / "search_step.py").read_text() * (script == "scaling")
+        assert all(f'"{flag[2:].split("=")[0]}"' in text for flag in (*common, *small))

@@ -9,9 +9,10 @@ Signatures, the same labels from all:
                      label_png_bytes, whose grey values are labels, and overlay_png_bytes, the
                      classes' colours over the picture. TensorFlow Serving's REST interface gives
                      what is called _bytes as base64.
-H and W are the images' own; an image of more pixels than `export` was told is an error, that of a
-file before it is decoded. A network of data that were converted smaller sees them at its data's
-scale; its logits are resized bilinearly to H x W, and labels and probabilities made of those.
+A batch without images is an error. H and W are the images' own; an image of more pixels than
+`export` was told is an error, that of a file before it is decoded. A network of data that were
+converted smaller sees them at its data's scale; its logits are resized bilinearly to H x W, and
+labels and probabilities made of those.
 Assets: labels.txt, a class name per line, and palette.txt, its "red green blue" in 0..255.
 """
 
@@ -21,7 +22,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import keras
@@ -31,11 +31,12 @@ import tensorflow as tf
 from official.errors import RunError
 from official.evaluation import check_enlarged, compute_logits
 from official.files import make_directory, write_directory_atomically
-from official.images import MAX_PIXELS, check_pixels, decode_image
+from official.images import MAX_PIXELS, check_pixels, decode_image, image_size
 from official.paths import check_plain
 from official.sizes import OWN_SIZE, Sizes
 
 ASSETS = ("labels.txt", "palette.txt")
+OTHER_SIZE = "the images of a batch must be of one size: ask serve_png, or for one at a time"
 
 
 def export(
@@ -123,7 +124,8 @@ def make_answer(
     """
 
     def answer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.control_dependencies([check_pixels(tf.shape(images)[1:3], max_pixels)]):
+        checks = [_check_filled(images), check_pixels(tf.shape(images)[1:3], max_pixels)]
+        with tf.control_dependencies(checks):
             checked = tf.identity(images)
         logits = sizes.answer(lambda x: compute_logits(model, x, num_classes), checked)
         labels = tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
@@ -132,6 +134,12 @@ def make_answer(
         return {"labels": labels, "probabilities": tf.nn.softmax(logits)}
 
     return answer
+
+
+def _check_filled(batch: tf.Tensor) -> tf.Operation | None:
+    """An operation that fails if there are no images; run at once if eagerly."""
+    words = "the batch is empty: give one image at least"
+    return tf.raw_ops.Assert(condition=tf.shape(batch)[0] > 0, data=[words])
 
 
 def _remove_leftovers(root: Path) -> None:
@@ -177,8 +185,17 @@ class _Served(tf.Module):
         colours = tf.constant(np.asarray(palette, np.uint8).reshape(-1, 3))
 
         def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            with tf.control_dependencies([_check_filled(image_bytes)]):
+                size = image_size(image_bytes[0])
+
+            def decode(encoded: tf.Tensor) -> tf.Tensor:
+                image = decode_image(encoded, max_pixels=max_pixels)
+                same = tf.reduce_all(tf.shape(image, tf.int64)[:2] == size)
+                check = tf.raw_ops.Assert(condition=same, data=[OTHER_SIZE])
+                with tf.control_dependencies([check]):
+                    return tf.identity(image)
+
             picture = tf.TensorSpec([None, None, 3], tf.uint8)
-            decode = partial(decode_image, max_pixels=max_pixels)
             return answer(tf.map_fn(decode, image_bytes, fn_output_signature=picture))
 
         def draw(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -189,8 +206,10 @@ class _Served(tf.Module):
 
         def serve_png(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
             string = tf.TensorSpec([], tf.string)
+            with tf.control_dependencies([_check_filled(image_bytes)]):
+                files = tf.identity(image_bytes)
             label_png, overlay_png = tf.map_fn(
-                draw, image_bytes, fn_output_signature=(string, string), parallel_iterations=1
+                draw, files, fn_output_signature=(string, string), parallel_iterations=1
             )
             return {"label_png_bytes": label_png, "overlay_png_bytes": overlay_png}
 

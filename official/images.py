@@ -96,6 +96,15 @@ def _png_size(encoded: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(sides * (2**24, 2**16, 2**8, 1), 1)[::-1]
 
 
+def image_size(encoded: tf.Tensor) -> tf.Tensor:
+    """Height and width that a PNG or JPEG file (scalar string) claims: int64 [2]."""
+    return tf.cond(
+        is_jpeg(encoded),
+        lambda: tf.cast(jpeg_size(encoded), tf.int64),
+        lambda: _png_size(encoded),
+    )
+
+
 def decode_jpeg_window(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """Decodes a part of a JPEG file and nothing else: uint8 [h, w, 3].
 

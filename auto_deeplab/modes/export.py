@@ -18,7 +18,7 @@ from auto_deeplab.modes.data import MAX_PIXELS, Data, Devices, PathLike, check_c
 from auto_deeplab.modes.model_dir import choose_scale, load_network, read_training
 from auto_deeplab.runs import run_record
 from official import export as saved_models
-from official import formats, parity
+from official import formats, parity, warmup
 from official.errors import RunError, UsageError
 from official.files import make_directory, write_atomically, write_directory_atomically
 from official.input_pipeline import read_eval_images
@@ -102,7 +102,8 @@ def export(
     """Writes export_dir/1, 2, ...; of other formats export_dir/onnx/1, ...
 
     Each is run in its own engine beside the network before it appears, on images of `data` or made
-    up ones. What was found stands in export.json beside the model, of a SavedModel in assets.extra.
+    up ones. What was found stands in export.json beside the model, of a SavedModel in assets.extra,
+    where requests to warm a server up are, too.
 
     Args:
         model_dir: of a training.
@@ -161,7 +162,7 @@ def export(
             )
             if name == SAVED_MODEL:
                 reports[name] = _write_saved_model(
-                    root, network, record, form, sizes, max_pixels, check
+                    *(root, network, record, form, sizes, max_pixels, images[0], check)
                 )
             else:
                 writing = _write_other(name, root / name, network, record, form, images, check)
@@ -178,6 +179,7 @@ def _write_saved_model(
     form: Form,
     sizes: Sizes,
     max_pixels: int,
+    image: np.ndarray,
     check: Any,
 ) -> dict[str, Any]:
     count = len(record["class_names"])
@@ -198,6 +200,13 @@ def _write_saved_model(
             precision="float32",
         )
         (directory / "assets.extra").mkdir()
+        if warmup.is_possible():
+            warmup.write_warmup(directory, image)
+        else:
+            say(
+                "without tensorflow-serving-api there is no warm-up file: a server's first answer "
+                "will be slow (pip install 'auto-deeplab-tf2[serving]')"
+            )
         write_atomically(directory / "assets.extra" / REPORT, json.dumps(report, indent=1) + "\n")
         found.append(report)
 

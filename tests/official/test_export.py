@@ -198,9 +198,16 @@ def test_a_picture_that_is_none_is_an_error_and_the_process_lives(model, tmp_pat
             signatures[name](image_bytes=tf.constant(files))
     good = signatures["serve_png"](image_bytes=tf.constant([encoded(images_of(1, 4, 4)[0])]))
     assert good["label_png_bytes"].shape == [1]
-    # Of no pictures there are no answers.
-    none = signatures["serve_png"](image_bytes=tf.constant([], tf.string))
-    assert none["overlay_png_bytes"].shape == [0]
+    for name, nothing in (
+        ("serve_png", {"image_bytes": tf.constant([], tf.string)}),
+        ("serve_bytes", {"image_bytes": tf.constant([], tf.string)}),
+        ("serving_default", {"images": tf.zeros([0, 4, 4, 3], tf.uint8)}),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="the batch is empty"):
+            signatures[name](**nothing)
+    two = [encoded(images_of(1, *size)[0]) for size in ((4, 4), (4, 5))]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be of one size: ask serve_png"):
+        signatures["serve_bytes"](image_bytes=tf.constant(two))
     with pytest.raises((TypeError, tf.errors.InvalidArgumentError)):
         signatures["serving_default"](images=tf.zeros([1, 4, 4, 3], tf.float32))
 

@@ -13,7 +13,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell's script
 
 import contextlib  # noqa: E402
+import ctypes  # noqa: E402
 
+import keras  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -29,6 +31,16 @@ tf.config.set_logical_device_configuration(
 def two_replicas() -> tf.distribute.Strategy:
     # One for all tests: the collective operations of two strategies in one process collide.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """Keras' names and graphs of a file's tests, and the heap's free pages, after its last one."""
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

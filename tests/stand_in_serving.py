@@ -83,8 +83,10 @@ class StandInServing(prediction_service_pb2_grpc.PredictionServiceServicer):
         specs = self.model.signatures[signature].structured_input_signature[1]
         if "inputs" in body:
             columns = body["inputs"]
-            if not (isinstance(columns, dict) and columns.keys() <= specs.keys()):
+            if not isinstance(columns, dict) or "b64" in columns:
                 columns = dict.fromkeys(specs, columns)
+            if columns.keys() != specs.keys():
+                raise ValueError(f"inputs are {sorted(columns)}, expected {sorted(specs)}")
         else:
             rows = [
                 row if isinstance(row, dict) and "b64" not in row else {next(iter(specs)): row}

@@ -1,4 +1,4 @@
-"""The command: search, decode, train, eval, predict, export, profile, sample, study, compare, draw.
+"""The command: search, decode, train, eval, predict, demo, export, profile, sample, study, ...
 
     python auto_deeplab/train.py --mode=search --flagfile=auto_deeplab/configs/search_cityscapes.cfg
 
@@ -31,6 +31,7 @@ from absl import flags
 from auto_deeplab.modes import (
     compare,
     decode,
+    demo,
     draw,
     evaluate,
     export,
@@ -153,6 +154,17 @@ def run_mode() -> None:
                 save_probabilities=FLAGS.save_probabilities,
                 submission=FLAGS.submission,
                 max_pixels=FLAGS.max_pixels,
+                devices=of(Devices),
+                checkpoint=FLAGS.checkpoint,
+            )
+        case "demo":
+            demo.demo(
+                FLAGS.model_dir,
+                data=of(Data) if FLAGS.data_dir else None,
+                port=FLAGS.port,
+                predict_scale=FLAGS.predict_scale,
+                max_pixels=FLAGS.max_pixels,
+                num_classes=FLAGS.num_classes,
                 devices=of(Devices),
                 checkpoint=FLAGS.checkpoint,
             )

@@ -26,6 +26,7 @@ MODES = {
     "train": "trains the network of a genotype from its first weights on",
     "eval": "evaluates a trained network on whole images",
     "predict": "segments pictures, or the images of a split",
+    "demo": "serves a page on this machine: drop a photograph, see its classes",
     "export": "writes a trained network as SavedModel, ONNX, LiteRT or OpenVINO",
     "profile": "counts a network's parameters and multiply-adds",
     "sample": "writes architectures at random, from the space or a search, or its best",
@@ -40,6 +41,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "train": ("data_dir", "model_dir"),
     "eval": ("data_dir", "model_dir"),
     "predict": ("model_dir", "output_dir"),
+    "demo": ("model_dir",),
     "export": ("model_dir",),
     "profile": (),
     "sample": ("output_dir",),
@@ -77,23 +79,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _LEARNING = ("search", "train")
 _DATA = (*_LEARNING, "eval", "predict")
-_RUNNING = (*_DATA, "export", "profile")
+_RUNNING = (*_DATA, "demo", "export", "profile")
 _SHAPE = (*_LEARNING, "profile")
 
 USED: dict[str, tuple[str, ...]] = {
     "mode": tuple(MODES),
-    "data_dir": (*_DATA, "export", "sample", "study"),
+    "data_dir": (*_DATA, "demo", "export", "sample", "study"),
     "model_dir": tuple(mode for mode in MODES if mode not in ("compare", "draw")),
     "seed": (*_LEARNING, "sample"),
-    "num_classes": (*_DATA, "export", "profile", "sample"),
-    "ignore_label": (*_DATA, "export", "sample"),
+    "num_classes": (*_DATA, "demo", "export", "profile", "sample"),
+    "ignore_label": (*_DATA, "demo", "export", "sample"),
     "train_split": _LEARNING,
-    "eval_split": (*_DATA, "export", "sample"),
+    "eval_split": (*_DATA, "demo", "export", "sample"),
     "eval_every": _LEARNING,
     "save_every": _LEARNING,
     "keep_checkpoints": _LEARNING,
     "max_eval_images": (*_LEARNING, "eval", "export", "sample"),
-    "checkpoint": ("search", "decode", "train", "eval", "predict", "export", "sample"),
+    "checkpoint": ("search", "decode", "train", "eval", "predict", "demo", "export", "sample"),
     "distribution_strategy": _RUNNING,
     "precision": _RUNNING,
     "sync_batch_norm": _LEARNING,
@@ -153,8 +155,9 @@ USED: dict[str, tuple[str, ...]] = {
     "tile": ("predict",),
     "overlap": ("predict",),
     "save_probabilities": ("predict",),
-    "predict_scale": ("predict", "export"),
-    "max_pixels": ("predict", "export"),
+    "predict_scale": ("predict", "demo", "export"),
+    "max_pixels": ("predict", "demo", "export"),
+    "port": ("demo",),
     "export_dir": ("export",),
     "export_format": ("export",),
     "export_precision": ("export",),
@@ -364,7 +367,9 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
     "train_split", "train", "The split to train on. A search halves it: trainA and trainB."
 )
-flags.DEFINE_string("eval_split", "val", "The split to evaluate on, or to predict.")
+flags.DEFINE_string(
+    "eval_split", "val", "The split to evaluate on, to predict, or to take examples from."
+)
 _count(
     "eval_every",
     None,
@@ -743,6 +748,14 @@ _count(
     2**25,
     "The number of pixels above which an image is refused, before it is decoded: a small file can "
     "claim to be larger than memory. The exported network keeps to it too.",
+)
+flags.DEFINE_integer(
+    "port",
+    7860,
+    "The port of the page, which 127.0.0.1 alone serves: http://127.0.0.1:7860. 0 takes any that is "
+    "free.",
+    lower_bound=0,
+    upper_bound=65_535,
 )
 _plain_path(
     "export_dir",

@@ -94,7 +94,7 @@ def _serve(
 ) -> None:
     """Serves until KeyboardInterrupt."""
     port = demo_page.find_port(port)  # before the network takes its seconds
-    demo_page.import_gradio()
+    demo_page.import_gradio(folder)
     strategy, record = devices.start("demo"), read_training(model_dir, num_classes)
     class_names, palette = record["class_names"], record["palette"]
     description = None
@@ -120,10 +120,10 @@ def _serve(
         )
     threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
     about = demo_page.About(
-        title=f"What does {Path(model_dir).resolve().name} see?",
+        title="What the network sees",
         words=(
-            f"A network for {len(class_names)} classes, after {step:,} steps of training. Pictures "
-            "stay on this computer."
+            f"{Path(model_dir).resolve().name}: {len(class_names)} classes, {step:,} steps of "
+            "training. Pictures stay on this computer."
         ),
         device=f"{latency.describe_device()}, {threads} threads",
         class_names=class_names,

@@ -752,8 +752,8 @@ _count(
 flags.DEFINE_integer(
     "port",
     7860,
-    "The port of the page, which 127.0.0.1 alone serves: http://127.0.0.1:7860. 0 takes any that is "
-    "free.",
+    "The port of the page, http://127.0.0.1:PORT, which other machines cannot see. 0 takes any "
+    "that is free.",
     lower_bound=0,
     upper_bound=65_535,
 )

@@ -61,12 +61,16 @@ class About:
     palette: Palette
 
 
-def import_gradio() -> Any:
+def import_gradio(folder: Path) -> Any:
     """The module gradio, told not to count its users and not to look for a newer one.
+
+    Args:
+        folder: where it keeps what is uploaded; it makes one elsewhere when it is imported without.
 
     Raises:
         UsageError: it is not installed.
     """
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     # It asks its own server whether it is there, which no proxy can tell.
@@ -124,10 +128,7 @@ def serve(
         UsageError: gradio is not installed.
         RunError: the port is in use.
     """
-    uploads = folder / "uploads"
-    uploads.mkdir(parents=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    gradio = import_gradio()
+    gradio = import_gradio(folder)
     port = find_port(port)
     page = _make_page(gradio, _Answers(segment, about, folder), about, examples)
     page.queue(default_concurrency_limit=1)
@@ -145,6 +146,7 @@ def serve(
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
+            root_path="",
             num_workers=0,
             allowed_paths=[str(path.parent) for path in examples[:1]],
             theme=gradio.themes.Base(
@@ -201,6 +203,7 @@ def _make_page(gradio: Any, answers: "_Answers", about: About, examples: Sequenc
                     image_mode=None,
                     height=280,
                     buttons=[],
+                    placeholder="Drop a photograph here, or click to choose one",
                     elem_id="picture",
                 )
                 if examples:
@@ -315,8 +318,8 @@ def render_answer(
 
 
 TURNED = (
-    "The file has a rotation mark (EXIF), which is not obeyed: pixels are taken as they are stored, "
-    "as in training. If the picture lies on its side here, turn it first."
+    "The file has a rotation mark (EXIF), which is not obeyed: pixels are taken as they are "
+    "stored, as in training. If the picture lies on its side here, turn it first."
 )
 
 

@@ -29,7 +29,7 @@ const mark = (index) => {
   [canvas.width, canvas.height] = [found.width, found.height]; // which empties it
   if (index === null) return;
   const shade = context.createImageData(found.width, found.height);
-  found.labels.forEach((label, pixel) => { if (label !== index) shade.data[4 * pixel + 3] = 150; });
+  found.labels.forEach((label, pixel) => { if (label !== index) shade.data[4 * pixel + 3] = 130; });
   context.putImageData(shade, 0, 0);
 };
 

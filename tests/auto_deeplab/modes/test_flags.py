@@ -20,6 +20,7 @@ from auto_deeplab.modes.flag_definitions import (
     TRAIN_IDENTITY,
     USED,
 )
+from auto_deeplab.report import demo_page
 from auto_deeplab.search import execution
 from official import distribution, images
 from official.errors import UsageError
@@ -98,6 +99,11 @@ def root(tmp_path_factory):
     return root
 
 
+def closed_at_once(*arguments, **options):
+    """A page that nobody looks at."""
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def asked(root):
     """Mode -> the flags that it asked for, by running each in a tiny form."""
@@ -123,6 +129,7 @@ def asked(root):
         ("eval", data, trained),
         ("predict", data, trained, out),
         ("predict", pictures, trained, out),
+        ("demo", trained, data, "--port=0"),
         ("export", trained, data),
         ("compare", f"--runs={root / 'train*'}", f"--output={root / 'comparison.json'}"),
         ("draw", "--genotype=published", f"--output={root / 'drawn.svg'}"),
@@ -138,6 +145,7 @@ def asked(root):
         recorder = Recorder()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "FLAGS", recorder)
+            patch.setattr(demo_page, "serve", closed_at_once)
             done = train_here(f"--mode={mode}", *arguments)
         assert done.code == 0, done.stderr
         asked[mode] |= recorder.read & USED.keys()

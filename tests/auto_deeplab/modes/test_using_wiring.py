@@ -1,4 +1,4 @@
-"""Every flag of eval, predict, export and profile reaches what it is for: see wiring.py."""
+"""Every flag of eval, predict, demo, export and profile reaches what it is for: see wiring.py."""
 
 import json
 import math
@@ -7,9 +7,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from auto_deeplab.budget import cost_table, expected_cost
-from auto_deeplab.modes import evaluate, export, predict, profile
+from auto_deeplab.modes import demo, evaluate, export, predict, profile
 from auto_deeplab.modes.flag_definitions import USED
 from auto_deeplab.network.network import Network
 from official import formats
@@ -118,6 +119,58 @@ def test_predict(root, trained, tmp_path):
         *("--mode=predict", *places, f"--input={tmp_path / 'in'}", "--submission=cityscapes")
     )
     assert done.code == 2 and "--submission=cityscapes needs a network of the 19" in done.error
+
+
+def test_demo(root, trained, tmp_path):
+    flags = {
+        "mode": "demo",
+        "model_dir": trained,
+        "data_dir": root / "data",
+        "num_classes": CLASSES,
+        "ignore_label": VOID,
+        "eval_split": "theirs",
+        "checkpoint": trained / "checkpoints" / "ckpt-2",
+        "predict_scale": "0.75",
+        "max_pixels": SIDES[0] * SIDES[1],
+        "port": 0,
+        "distribution_strategy": "mirrored",
+        "precision": "bfloat16",
+        "deterministic": "true",
+    }
+    assert flags.keys() == {name for name, modes in USED.items() if "demo" in modes}
+    pages = []
+
+    def serve(segment, about, *, port, folder, examples):
+        assert folder.is_dir() and 0 < port < 2**16
+        read = [Image.open(path).getpixel((0, 0))[0] for path in examples]
+        sizes = {Image.open(path).size for path in examples}
+        found = segment(examples[0]) if examples else None
+        pages.append((about, read, sizes, folder, found))
+        raise KeyboardInterrupt
+
+    with (
+        devices_noted() as devices,
+        noted(demo, "load_network") as loads,
+        noted(demo, "Segmenter") as made,
+        mock.patch.object(demo.demo_page, "serve", serve),
+    ):
+        done = train_here(*(f"--{name}={value}" for name, value in flags.items()))
+        assert done.code == 0, done.stderr
+        # One pixel less, and no image of the data is shown.
+        flags |= {"max_pixels": SIDES[0] * SIDES[1] - 1}
+        few = train_here(*(f"--{name}={value}" for name, value in flags.items()))
+        assert few.code == 0, few.stderr
+    assert devices == WANTED_DEVICES
+    assert loads[0]["arguments"][:2] == (str(trained), str(flags["checkpoint"]))
+    assert made[0]["sizes"].resize_factor == 0.75
+    assert made[0]["max_pixels"] == SIDES[0] * SIDES[1]
+    (about, read, sizes, folder, found), (_, none, *_) = pages
+    assert none == []
+    assert "2 steps" in about.words and len(about.class_names) == CLASSES
+    # The records of the split `theirs` are red by 100 and more.
+    assert read == [*range(100, 100 + NUM_THEIRS)] and sizes == {SIDES[::-1]}
+    assert found.labels.shape == SIDES and not folder.exists()
+    assert "the page is closed, and what was uploaded is removed" in done.stderr
 
 
 def test_export(root, trained, tmp_path):

@@ -1,8 +1,8 @@
 """The page of --mode=demo: drop a photograph, see its classes. Gradio serves it, to this machine.
 
 Nothing of it asks another host: no fonts, no scripts, no counters, and the browser is told to let
-none through. What gradio is made to show of an answer is one piece of HTML, in which templates/
-demo.js names what is pointed at: gradio's own AnnotatedImage names classes in its legend alone, and
+none through. What gradio is made to show of an answer is one piece of HTML, in which a script
+names what is pointed at: gradio's own picture with masks names classes in its legend alone, and
 sends a picture for each class.
 """
 

@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 from auto_deeplab import train
 from auto_deeplab.budget import cost_table
-from auto_deeplab.modes import flag_definitions, mode_flags
+from auto_deeplab.modes import demo, flag_definitions, mode_flags
 from auto_deeplab.modes.flag_definitions import (
     DEFAULTS,
     MODES,
@@ -58,6 +58,7 @@ def test_choices_are_those_of_the_modules_that_make_them():
     assert flag_definitions.RECOMPUTE == execution.RECOMPUTE
     assert tuple(cost_table.UNITS) == flag_definitions.COST_METRICS
     assert flag_definitions.LARGEST_IMAGE == images.MAX_PIXELS
+    assert defined()["port"].default == demo.PORT
 
 
 class Recorder:

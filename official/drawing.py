@@ -119,6 +119,13 @@ def draw_legend(
     return legend
 
 
+def count_classes(labels: np.ndarray) -> list[tuple[int, int]]:
+    """The classes that labels, integers [H, W], have, each with its pixels, largest first."""
+    counts = np.bincount(labels.ravel())
+    order = np.argsort(-counts, kind="stable")
+    return [(int(index), int(counts[index])) for index in order if counts[index]]
+
+
 def inset_legend(
     overlay: Image.Image, labels: np.ndarray, class_names: Sequence[str], palette: Palette
 ) -> Image.Image:
@@ -133,8 +140,7 @@ def inset_legend(
         class_names: C names.
         palette: C colours (red, green, blue) in 0..255.
     """
-    counts = np.bincount(labels.ravel(), minlength=len(class_names))
-    classes = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
+    classes = [index for index, _ in count_classes(labels)]
     width, height = overlay.size
     scale = min(max(min(width, height) / 720, 0.6), 4.0)
     rows = int((0.5 * height / scale - 28) // LEGEND_ROW)

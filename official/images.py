@@ -96,6 +96,13 @@ def _png_size(encoded: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(sides * (2**24, 2**16, 2**8, 1), 1)[::-1]
 
 
+def fit_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """The size (height, width); where that has more pixels, a smaller one of its shape."""
+    shrunk = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
+    height, width = (max(1, int(shrunk * side)) for side in size)
+    return height, width
+
+
 def image_size(encoded: tf.Tensor) -> tf.Tensor:
     """Height and width that a PNG or JPEG file (scalar string) claims: int64 [2]."""
     return tf.cond(

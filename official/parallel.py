@@ -37,7 +37,7 @@ def map_in_order(
     pool = ThreadPoolExecutor()
     try:
         failure, source = None, iter(items)
-        while failure is None:
+        while True:
             try:
                 item = next(source)
             except StopIteration:

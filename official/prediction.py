@@ -206,8 +206,7 @@ def predict(
             values = np.array(submission.values, np.uint8)
             labels = make_label_image(values[found.labels], submission.palette)
         else:
-            overlay = Image.fromarray(draw_overlay(image, found.labels, colours))
-            overlay = inset_legend(overlay, found.labels, class_names, palette)
+            overlay = draw_answer(image, found.labels, class_names, palette)
             write_atomically(Path(output_dir, f"{name}_overlay.png"), encode_png(overlay))
             labels = make_label_image(found.labels, palette)
         if found.probabilities is not None:
@@ -218,7 +217,6 @@ def predict(
         write_atomically(path, encode_png(labels))
         return path
 
-    colours = np.asarray(palette, np.uint8)
     if submission is None:
         write_atomically(
             Path(output_dir, "legend.png"), encode_png(draw_legend(class_names, palette))
@@ -326,7 +324,7 @@ def _batch(pieces: Iterator[_Piece], batch_size: int) -> Iterator[list[_Piece]]:
     """Groups pieces of one size that follow each other.
 
     Raises:
-        Exception: what `pieces` raised, after those before it.
+        RunError: what `pieces` raised, after those before it.
     """
     waiting: list[_Piece] = []
     failure = None
@@ -476,6 +474,14 @@ def _read_pictures(paths: Sequence[Path], max_pixels: int) -> Iterator[np.ndarra
                     file=sys.stderr,
                 )
             yield image
+
+
+def draw_answer(
+    image: np.ndarray, labels: np.ndarray, class_names: Sequence[str], palette: Palette
+) -> Image.Image:
+    """Draws the overlay of a picture, uint8 [H, W, 3], with the legend of its labels, [H, W]."""
+    overlay = Image.fromarray(draw_overlay(image, labels, np.asarray(palette, np.uint8)))
+    return inset_legend(overlay, labels, class_names, palette)
 
 
 def make_label_image(labels: np.ndarray, palette: Palette | None) -> Image.Image:

@@ -10,14 +10,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from official.drawing import Palette, draw_overlay, inset_legend
+from official.drawing import Palette, count_classes
 from official.errors import RunError
 from official.evaluation import check_enlarged
 from official.export import make_answer
-from official.images import MAX_PIXELS, encode_png, read_orientation
-from official.prediction import make_label_image, read_picture
+from official.images import MAX_PIXELS, encode_png, fit_size, read_orientation
+from official.prediction import draw_answer, make_label_image, read_picture
 from official.sizes import OWN_SIZE, Sizes
 
 
@@ -40,9 +39,7 @@ class Segmentation:
 
     def count_shares(self) -> list[tuple[int, float]]:
         """The classes that the picture has, each with its share of the pixels, largest first."""
-        counts = np.bincount(self.labels.ravel())
-        order = np.argsort(-counts, kind="stable")
-        return [(int(i), float(counts[i] / self.labels.size)) for i in order if counts[i]]
+        return [(index, count / self.labels.size) for index, count in count_classes(self.labels)]
 
     def draw(self, class_names: Sequence[str], palette: Palette) -> tuple[bytes, bytes]:
         """The overlay with its legend and the label map, PNG files as --mode=predict writes them.
@@ -51,10 +48,7 @@ class Segmentation:
             class_names: C names.
             palette: C colours (red, green, blue) in 0..255.
         """
-        overlay = Image.fromarray(
-            draw_overlay(self.image, self.labels, np.asarray(palette, np.uint8))
-        )
-        overlay = inset_legend(overlay, self.labels, class_names, palette)
+        overlay = draw_answer(self.image, self.labels, class_names, palette)
         return encode_png(overlay), encode_png(make_label_image(self.labels, palette))
 
 
@@ -94,8 +88,7 @@ class Segmenter:
         A larger size than a picture may have is made smaller.
         """
         start = time.monotonic()
-        shrunk = min(1.0, math.sqrt(self._max_pixels / (size[0] * size[1])))
-        height, width = (max(1, int(shrunk * side)) for side in size)
+        height, width = fit_size(size, self._max_pixels)
         self._measure(np.full((height, width, 3), 128, np.uint8))
         return time.monotonic() - start
 

@@ -5,6 +5,7 @@
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 PICTURE OVERLAY.png [SERVER] [MODEL]" >&2; exit 2; }
 picture=$1 overlay=$2 server=${3:-http://localhost:8501} model=${4:-street}
+[ ! "$overlay" -ef "$picture" ] || { echo "error: $overlay is the picture: name another" >&2; exit 1; }
 [ -f "$picture" ] || { echo "error: there is no file $picture" >&2; exit 1; }
 
 answer=$(
@@ -14,6 +15,6 @@ answer=$(
     curl --silent --show-error --max-time 60 --data-binary @- "$server/v1/models/$model:predict"
 ) || exit 1
 encoded=$(tr -d '\n ' <<<"$answer" | sed -n 's/.*"overlay_png_bytes":\[{"b64":"\([^"]*\)".*/\1/p')
-[ -n "$encoded" ] || { echo "error: $server answers: $answer" >&2; exit 1; }
+[ -n "$encoded" ] || { echo "error: $server answers:" $(tr -d '\n' <<<"$answer") >&2; exit 1; }
 base64 --decode <<<"$encoded" >"$overlay"
 echo "$overlay"

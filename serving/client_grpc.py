@@ -9,29 +9,21 @@ client_rest.py beside it reads the command line.
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the messages' types bring TensorFlow along
-
 import grpc
 from client_rest import run
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+# The messages' types bring TensorFlow along, whose libraries write to file 2 when they are loaded.
+_written_to, _nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(_nowhere, 2)
+try:
+    from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+finally:
+    os.dup2(_written_to, 2)
 
 
 def segment(picture: bytes, server: str, model: str, timeout: float = 60.0) -> dict[str, bytes]:
-    """Asks for `serve_png`.
-
-    Args:
-        picture: a PNG or JPEG file.
-        server: such as localhost:8500.
-        model: its name there.
-        timeout: seconds to wait.
-
-    Returns:
-        PNG files: `label_png_bytes`, whose grey values are labels, and `overlay_png_bytes`.
-
-    Raises:
-        RuntimeError: the server cannot be reached, or its answer is an error; with its words.
-    """
+    """Does what that of client_rest.py does; `server` is such as localhost:8500."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = "serve_png"

@@ -64,9 +64,12 @@ def run(segment: Callable[[bytes, str, str], dict[str, bytes]], server: str, wor
     parser.add_argument("--overlay", type=Path, help="default: PICTURE_overlay.png")
     parser.add_argument("--labels", type=Path, help="also write the label map there")
     asked = parser.parse_args()
+    overlay = asked.overlay or Path(f"{asked.picture.stem}_overlay.png")
+    for path in filter(None, (overlay, asked.labels)):
+        if path.resolve() == asked.picture.resolve():
+            sys.exit(f"error: {path} is the picture, and would be written over: name another")
     try:
         found = segment(asked.picture.read_bytes(), asked.server, asked.model)
-        overlay = asked.overlay or Path(f"{asked.picture.stem}_overlay.png")
         overlay.write_bytes(found["overlay_png_bytes"])
         if asked.labels:
             asked.labels.write_bytes(found["label_png_bytes"])

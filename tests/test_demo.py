@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import find, needs_browser, start_browser
 from tests.command import (
     TINY_GENOTYPE,
     TINY_NETWORK,
@@ -23,11 +23,6 @@ from tests.command import (
 )
 from tests.miniature import write_cityscapes
 from tfrecords_tools.convert import convert
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no chromium: apt-get install chromium chromium-driver"
-)
 
 # Python runs a file of this name first: no connection to another machine comes about, and each that
 # is tried is written down.
@@ -117,14 +112,7 @@ def check_nothing_is_left(root, name):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1300,1250"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = start_browser(1300, 1250, "performance")
     driver.downloads = tmp_path_factory.mktemp("downloads")
     driver.execute_cdp_cmd(
         "Browser.setDownloadBehavior",
@@ -141,12 +129,6 @@ def wait_for(look, seconds=60):
         assert time.monotonic() < end
         time.sleep(0.05)
     return found
-
-
-def find(browser, selector):
-    from selenium.webdriver.common.by import By
-
-    return browser.find_elements(By.CSS_SELECTOR, selector)
 
 
 def read(browser, selector):

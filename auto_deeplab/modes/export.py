@@ -21,6 +21,7 @@ from official import export as saved_models
 from official import formats, parity, warmup
 from official.errors import RunError, UsageError
 from official.files import make_directory, write_atomically, write_directory_atomically
+from official.images import fit_size
 from official.input_pipeline import read_eval_images
 from official.progress import say
 from official.sizes import OWN_SIZE, Sizes
@@ -306,9 +307,7 @@ def _take_images(
     """Images uint8 [1, H, W, 3] of the export's size, and their labels, if they are of data."""
     if data is None:
         size = form.export_size or tuple(record.get(run_record.IMAGE_SIZE) or (256, 256))
-        if form.export_size is None:
-            shrunk = min(1.0, (max_pixels / (size[0] * size[1])) ** 0.5)
-            size = tuple(max(1, int(side * shrunk)) for side in size)
+        size = fit_size((size[0], size[1]), max_pixels)
         rng = np.random.default_rng(0)
         coarse = rng.uniform(0, 255, (count, 1 + size[0] // 16, 1 + size[1] // 16, 3))
         smooth = tf.image.resize(coarse, size, "bicubic")

@@ -130,15 +130,27 @@ def test_clients_give_the_servers_words_in_a_line(server, tmp_path):
                 [sys.executable, CLIENTS / name, picture, f"--server={where}", f"--model={model}"],
                 cwd=tmp_path, capture_output=True, text=True, timeout=120,
             )  # fmt: skip
-            last = done.stderr.splitlines()[-1]
-            assert done.returncode == 1 and last.startswith("error: "), done.stderr
-            assert saying in last and "Traceback" not in done.stderr
+            # One line, and none of TensorFlow's.
+            (line,) = done.stderr.splitlines()
+            assert done.returncode == 1 and line.startswith("error: ") and saying in line
+        done = subprocess.run(
+            [sys.executable, CLIENTS / name, "street.png", "--overlay=./street.png"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 1 and "would be written over" in done.stderr
     if shutil.which("curl"):
         done = subprocess.run(
             ["bash", CLIENTS / "client.sh", "street.png", "mine.png", rest],
             cwd=tmp_path, capture_output=True, text=True, timeout=120,
         )  # fmt: skip
-        assert done.returncode == 1 and "answers:" in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert done.returncode == 1 and "answers:" in line and "neither PNG nor JPEG" in line
+        done = subprocess.run(
+            ["bash", CLIENTS / "client.sh", "street.png", "./street.png", rest],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 1 and "is the picture" in done.stderr
+    assert (tmp_path / "street.png").read_bytes() == b"no picture"
 
 
 def test_rows_and_columns_and_all_signatures_agree(server):

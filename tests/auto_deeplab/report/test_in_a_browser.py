@@ -1,30 +1,20 @@
 """Opens report pages in a real Chromium, without a window and without a network."""
 
 import base64
-import shutil
 
 import numpy as np
 import pytest
 
 from auto_deeplab.report import pages
 from tests.auto_deeplab.report.test_pages import RECORD, ROWS, make_comparison
+from tests.browser import find, needs_browser, start_browser
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no chromium: apt-get install chromium chromium-driver"
-)
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1100,1400"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver = start_browser(1100, 1400)
     # A page that asked a server would say so in the console.
     driver.execute_cdp_cmd("Network.enable", {})
     driver.execute_cdp_cmd(
@@ -40,12 +30,6 @@ def show(browser, path, scheme="light"):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get(path.resolve().as_uri())
     assert browser.get_log("browser") == []
-
-
-def find(browser, selector):
-    from selenium.webdriver.common.by import By
-
-    return browser.find_elements(By.CSS_SELECTOR, selector)
 
 
 def describe(browser):
